@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The set-up plan of a VE: every operation of a start as a value.
+
+The daemon computes a plan, prints it (`vemgr start --dry-run`) or sends it to the keeper, whose child executes it in
+one loop. A plan holds no descriptor and no secret, so a golden file of it can be compared without root.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from vemgr.core.layers import Template
+
+ID_COUNT = 65536
+PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+# What root of a VE may do *to its own VE*. Left out: loading modules, hardware, the clock, the kernel log, device
+# nodes, BPF and performance events, mandatory access control.
+CAPABILITIES = (
+    "audit_write", "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "ipc_lock", "ipc_owner", "kill",
+    "lease", "linux_immutable", "net_admin", "net_bind_service", "net_broadcast", "net_raw", "setfcap", "setgid",
+    "setpcap", "setuid", "sys_admin", "sys_boot", "sys_chroot", "sys_nice", "sys_pacct", "sys_ptrace", "sys_resource",
+    "sys_tty_config",
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step; `describe` is what a dry run prints and what an error names."""
+
+    kind: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        shown = (f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) not in ("", ()))
+        return " ".join((self.kind, *shown))
+
+
+@dataclass(frozen=True)
+class Layer(Operation):
+    """Clone the mount at host path `source` as layer `index`, ids shifted into the VE's range."""
+
+    kind = "layer"
+    index: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Overlay(Operation):
+    """Overlay of layers `lowers` (top first) with host directory `data`/{upper,work}, on `target` in the VE."""
+
+    kind = "overlay"
+    target: str
+    lowers: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True)
+class Filesystem(Operation):
+    """A new instance of a kernel file system on `target`; `flags` are mount attributes, {base} is the id base."""
+
+    kind = "filesystem"
+    fstype: str
+    target: str
+    options: tuple[tuple[str, str], ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Directory(Operation):
+    kind = "directory"
+    path: str
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
+class Device(Operation):
+    """A character device node below the VE's /dev."""
+
+    kind = "device"
+    name: str
+    major: int
+    minor: int
+    mode: int = 0o666
+
+
+@dataclass(frozen=True)
+class Symlink(Operation):
+    kind = "symlink"
+    path: str
+    points_to: str
+
+
+@dataclass(frozen=True)
+class Mask(Operation):
+    """Hide `names` below the file system mounted at `under`; a name the kernel does not have is passed over."""
+
+    kind = "mask"
+    under: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadOnly(Operation):
+    """Make `names` below the file system mounted at `under` read-only, except `writable` inside them."""
+
+    kind = "read-only"
+    under: str
+    names: tuple[str, ...]
+    writable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WriteFile(Operation):
+    """Write a small file in the VE's tree. `when`: "first" start only, or "managed" (ours by its first line)."""
+
+    kind = "file"
+    path: str
+    content: str
+    when: str = "first"
+
+
+@dataclass(frozen=True)
+class Sysctl(Operation):
+    """A setting of the VE's own namespaces; {base} and {last} are the ends of its id range."""
+
+    kind = "sysctl"
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Console(Operation):
+    """A pseudo-terminal of the VE's own devpts as /dev/console, its other end kept by the keeper."""
+
+    kind = "console"
+
+
+@dataclass(frozen=True)
+class Network(Operation):
+    """Configure the VE's end of its network by netlink messages that the daemon adds when the link exists."""
+
+    kind = "network"
+
+
+_KINDS: dict[str, type[Operation]] = {
+    c.kind: c
+    for c in (Layer, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Sysctl, Console,
+              Network)
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`init`: argument vector of the VE's PID 1, empty for the built-in reaper. `first`: never started before."""
+
+    name: str
+    hostname: str
+    id_base: int
+    init: tuple[str, ...]
+    stage: str
+    first: bool
+    operations: tuple[Operation, ...]
+    capabilities: tuple[str, ...] = CAPABILITIES
+    id_count: int = ID_COUNT
+
+    def describe(self) -> list[str]:
+        """The plan for a reader, one line a step."""
+        return [
+            "clone namespaces=user,pid,net,uts,ipc,cgroup,time,mnt into the VE's cgroup",
+            f"map ids 0-{self.id_count - 1} to {self.id_base}-{self.id_base + self.id_count - 1}",
+            f"hostname {self.hostname}",
+            *(operation.describe() for operation in self.operations),
+            f"capabilities {','.join(self.capabilities)}",
+            "seccomp filter",
+            f"exec {' '.join(self.init) if self.init else 'built-in init'}",
+        ]
+
+    def to_json(self) -> str:
+        document = asdict(self)
+        document["operations"] = [[op.kind, asdict(op)] for op in self.operations]
+        return json.dumps(document)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        document = json.loads(text)
+        operations = tuple(_KINDS[kind](**_tuples(values)) for kind, values in document.pop("operations"))
+        return Plan(operations=operations, **_tuples(document))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only; plans hold tuples, so that they stay hashable and comparable."""
+    return {key: _tuple(value) for key, value in values.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+# runc's and systemd-nspawn's lists: what tells of the host or acts on it. Access is denied by the user namespace
+# already; the masks are the second wall, and the VE cannot lift them (they are locked by mount_namespaces(7)).
+_PROC_MASKED = (
+    "acpi", "asound", "interrupts", "kcore", "keys", "key-users", "kallsyms", "kmsg", "kpagecgroup", "kpagecount",
+    "kpageflags", "latency_stats", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats",
+    "vmallocinfo",
+)
+_SYS_MASKED = ("firmware", "dev", "power", "module", "kernel/security", "devices/virtual/powercap",
+               "devices/virtual/dmi", "fs/bpf", "fs/pstore", "kernel/debug", "kernel/tracing", "kernel/slab",
+               "hypervisor")
+_LINKS = (
+    ("dev/fd", "/proc/self/fd"), ("dev/stdin", "/proc/self/fd/0"), ("dev/stdout", "/proc/self/fd/1"),
+    ("dev/stderr", "/proc/self/fd/2"), ("dev/ptmx", "pts/ptmx"),
+)
+_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+
+
+def root_operations(template: Template, data: str) -> list[Operation]:
+    """The overlay of each tree of the template; writes of tree N go to `data`/N."""
+    layers: list[Operation] = []
+    overlays: list[Operation] = []
+    for number, tree in enumerate(template.trees):
+        first = len(layers)
+        layers += [Layer(first + position, source) for position, source in enumerate(tree.lowers)]
+        indexes = tuple(range(first, len(layers)))
+        overlays.append(Overlay(tree.mountpoint, indexes, f"{data}/{number}"))
+    return layers + overlays
+
+
+def kernel_operations() -> list[Operation]:
+    """/proc, /sys, /dev and the temporary file systems, the same for every VE."""
+    quiet = ("nosuid", "nodev", "noexec")
+    owner = (("uid", "{base}"), ("gid", "{base}"))
+    return [
+        Filesystem("proc", "proc", flags=quiet),
+        # Programs may ping without a set-uid helper; the range is that of the VE's own groups.
+        Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
+        Mask("proc", _PROC_MASKED),
+        ReadOnly("proc", ("bus", "fs", "irq", "sys"), writable=("sys/net",)),
+        Filesystem("sysfs", "sys", flags=(*quiet, "ro")),
+        Mask("sys", _SYS_MASKED),
+        Filesystem("cgroup2", "sys/fs/cgroup", flags=quiet),
+        Filesystem("tmpfs", "dev", (("mode", "755"), ("size", "512k"), ("nr_inodes", "1024"), *owner), ("nosuid",)),
+        *(Device(*node) for node in _NODES),
+        *(Symlink(*link) for link in _LINKS),
+        Directory("dev/pts"),
+        Filesystem("devpts", "dev/pts", (("newinstance", ""), ("ptmxmode", "666"), ("mode", "620"),
+                                         ("gid", "{tty}")), ("nosuid", "noexec")),
+        Directory("dev/shm", 0o1777),
+        Filesystem("tmpfs", "dev/shm", (("mode", "1777"), *owner), ("nosuid", "nodev")),
+        Directory("dev/mqueue"),
+        Filesystem("mqueue", "dev/mqueue", flags=quiet),
+        Filesystem("tmpfs", "run", (("mode", "755"), ("size", "20%"), *owner), ("nosuid", "nodev")),
+        Console(),
+    ]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Capability sets of a process entering a VE: capabilities(7), capset(2), prctl(2)."""
+
+from __future__ import annotations
+
+import ctypes
+
+from vemgr.kernel.libc import check, libc, number, syscall
+
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+# Numbers of linux/capability.h in their order.
+NAMES = (
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
+    "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
+    "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
+    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap",
+    "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf",
+    "checkpoint_restore",
+)
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+
+
+def bound_to(keep: frozenset[str] | set[str]) -> None:
+    """Drop from the bounding set, and from this process's own sets, everything that is not in `keep`.
+
+    The inheritable and ambient sets become empty (CVE-2022-29162: inheritable capabilities that survive exec).
+    Capabilities newer than our table are dropped too. python-prctl stops at CAP_AUDIT_READ, so this is done here.
+    """
+    allowed = {NAMES.index(name) for name in keep}
+    capability = 0
+    while libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+        if capability not in allowed:
+            check(libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
+        capability += 1
+    check(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
+    mask = sum(1 << number_ for number_ in allowed)
+    halves = (_Data * 2)()
+    for index, half in enumerate(halves):
+        half.effective = half.permitted = mask >> (32 * index) & 0xFFFFFFFF
+    header = _Header(_LINUX_CAPABILITY_VERSION_3, 0)
+    syscall("capset", number("capset"), ctypes.byref(header), ctypes.byref(halves))

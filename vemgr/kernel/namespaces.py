@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Namespaces and the processes in them: clone3(2), setns(2), unshare(2), user_namespaces(7), time_namespaces(7)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+from vemgr.kernel.libc import SYS_clone3, SYS_close_range, check, libc, syscall
+
+CLONE_INTO_CGROUP = 0x200000000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWUTS = 0x04000000
+CLONE_PARENT = 0x00008000
+CLONE_PIDFD = 0x00001000
+
+CLOSE_RANGE_CLOEXEC = 4
+_SIGCHLD = 17
+
+# How the interpreter prepares for a fork and mends itself after one (C API, "Initialization": PyOS_BeforeFork).
+# A raw clone3 has to make the same calls as os.fork does.
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+for _hook in (_before_fork, _after_fork_child, _after_fork_parent):
+    _hook.argtypes = ()
+    _hook.restype = None
+
+
+class _CloneArgs(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
+        "set_tid", "set_tid_size", "cgroup")]
+
+
+def clone3(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
+    """Fork with `flags`; returns (pid, pidfd) in the parent and (0, -1) in the child.
+
+    With `cgroup_fd` the child is born in that cgroup (CLONE_INTO_CGROUP, Linux 5.7): no migration afterwards.
+    Raises `OSError`. The calling process must have one thread only.
+    """
+    pidfd = ctypes.c_int(-1)
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD)
+    if flags & CLONE_PARENT:
+        args.exit_signal = 0  # the kernel insists: the exit signal is the one of our own creation
+    if cgroup_fd >= 0:
+        args.flags |= CLONE_INTO_CGROUP
+        args.cgroup = cgroup_fd
+    _before_fork()
+    pid = int(libc.syscall(ctypes.c_long(SYS_clone3), ctypes.byref(args), ctypes.c_long(ctypes.sizeof(args))))
+    if pid == 0:
+        _after_fork_child()
+        return 0, -1
+    failure = ctypes.get_errno()
+    _after_fork_parent()
+    if pid < 0:
+        raise OSError(failure, f"clone3: {os.strerror(failure)}")
+    return pid, pidfd.value
+
+
+def setns(fd: int, flags: int, path: str | None = None) -> None:
+    """Enter namespaces; `fd` is a namespace's descriptor, or a pidfd with several flags at once (Linux 5.8)."""
+    check(libc.setns(fd, flags), "setns", path)
+
+
+def unshare(flags: int) -> None:
+    check(libc.unshare(flags), "unshare")
+
+
+def write_id_maps(pid: int, base: int, count: int) -> None:
+    """Map ids 0..count-1 of the user namespace of `pid` to base..base+count-1 of ours (user_namespaces(7))."""
+    for kind in ("uid_map", "gid_map"):
+        with open(f"/proc/{pid}/{kind}", "wb", buffering=0) as file:
+            file.write(f"0 {base} {count}\n".encode())
+
+
+def start_clocks_at_zero() -> None:
+    """Give our future children a time namespace whose monotonic and boot clocks start now (time_namespaces(7))."""
+    unshare(CLONE_NEWTIME)
+    lines = []
+    for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME)):
+        seconds, nanoseconds = divmod(time.clock_gettime_ns(clock), 10**9)
+        # An offset is seconds plus nanoseconds, the latter in 0..999999999: -1.25 s is "-2 750000000".
+        lines.append(f"{name} {-seconds - 1} {10**9 - nanoseconds - 1}\n")
+    with open("/proc/self/timens_offsets", "wb", buffering=0) as file:
+        file.write("".join(lines).encode())
+
+
+def sethostname(name: str) -> None:
+    encoded = name.encode()
+    check(libc.sethostname(encoded, len(encoded)), "sethostname", name)
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from `first` on as close-on-exec, so that none leaks into a VE (CVE-2024-21626)."""
+    syscall("close_range", SYS_close_range, first, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
+
+
+def close_from(first: int) -> None:
+    syscall("close_range", SYS_close_range, first, 0xFFFFFFFF, 0)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The last steps of every process that becomes part of a VE, init and exec'd commands alike."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from typing import NoReturn
+
+from vemgr.kernel import capabilities, namespaces, seccomp
+
+_OPEN_FILES = (1024, 524288)  # systemd's defaults: what programs inside a distribution are tested with
+
+
+def drop_privileges(keep: tuple[str, ...], filter_: bytes) -> None:
+    """Bound the capabilities and install the system call filter: in this order, as the filter needs CAP_SYS_ADMIN
+    of the VE's user namespace and dropping needs CAP_SETPCAP."""
+    capabilities.bound_to(set(keep))
+    seccomp.install(filter_)
+
+
+def reset_process() -> None:
+    """Undo what a Python program changes for itself and a new program would inherit over exec."""
+    for signum in range(1, signal.NSIG):
+        try:
+            signal.signal(signum, signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue  # SIGKILL, SIGSTOP and the two that the C library keeps to itself
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES[0], hard), min(_OPEN_FILES[1], hard)))
+
+
+def take_stdio(stdin: int, stdout: int, stderr: int) -> None:
+    """Make three descriptors 0, 1 and 2, whatever numbers they have, and let no other survive exec."""
+    # Lift them out of 0..2 first, or the first dup2 could close the source of the second.
+    lifted = [os.dup(fd) if fd > 2 else _dup_above(fd) for fd in (stdin, stdout, stderr)]
+    for target, fd in enumerate(lifted):
+        os.dup2(fd, target, inheritable=True)
+    namespaces.close_on_exec_from(3)
+
+
+def _dup_above(fd: int) -> int:
+    import fcntl  # noqa: PLC0415
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def exec_program(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """execve(2) along PATH of `env`. Raises the most telling `OSError`: EACCES rather than a later ENOENT."""
+    program = argv[0]
+    if "/" in program:
+        os.execve(program, argv, env)
+    failure: OSError = FileNotFoundError(2, os.strerror(2), program)
+    for directory in env.get("PATH", "").split(":"):
+        try:
+            os.execve(f"{directory}/{program}", argv, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            failure = error
+    raise failure

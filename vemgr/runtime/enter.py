@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running a command inside a VE: into its cgroup, its namespaces, its capability bounds and its seccomp filter.
+
+    keeper --clone3 into the cgroup--> entering process --setns, clone3(CLONE_PARENT)--> the command (child of keeper)
+
+The entering process is not dumpable and its memory belongs to the host's user namespace, so the VE's root can
+neither trace it nor read its descriptors while it is between the two worlds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import stat
+import struct
+import termios
+from dataclasses import dataclass
+from typing import NoReturn
+
+import prctl
+
+from vemgr.core.plan import CAPABILITIES, PAYLOAD_ENVIRONMENT
+from vemgr.kernel import namespaces
+from vemgr.runtime import confine
+from vemgr.runtime.setup import TIOCGPTPEER, TIOCSPTLCK
+from vemgr.runtime.spawn import forget_signals, send
+
+_ALL_NAMESPACES = (
+    namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET
+    | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP | namespaces.CLONE_NEWTIME
+)
+_PASSWD_BOUND = 1 << 20
+
+
+@dataclass(frozen=True)
+class Command:
+    """`argv` empty means the user's login shell. `user`: name or "uid" or "uid:gid". `tty`: give it a terminal."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    user: str
+    tty: bool
+
+
+@dataclass(frozen=True)
+class Account:
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    name: str
+    home: str
+    shell: str
+
+
+def fork_command(command: Command, init_pidfd: int, cgroup_fd: int, filter_: bytes,
+                 stdio: list[int]) -> tuple[int, socket.socket]:
+    """Fork the entering process. `stdio`: three descriptors, or with `tty` one socket that gets the terminal's
+    master. Returns its pid and the channel on which it reports `entered` with the command's pid, or `failed`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid, pidfd = namespaces.clone3(0, cgroup_fd=cgroup_fd)
+    if pid == 0:
+        ours.close()
+        _enter(command, init_pidfd, filter_, stdio, theirs)
+    os.close(pidfd)
+    theirs.close()
+    ours.setblocking(False)
+    return pid, ours
+
+
+def _enter(command: Command, init_pidfd: int, filter_: bytes, stdio: list[int], channel: socket.socket) -> NoReturn:
+    try:
+        prctl.set_dumpable(0)
+        forget_signals()
+        namespaces.setns(init_pidfd, _ALL_NAMESPACES)
+        pid, _ = namespaces.clone3(namespaces.CLONE_PARENT)
+        if pid == 0:
+            _become_command(command, filter_, stdio, channel)
+        send(channel, {"event": "entered", "pid": pid})
+    except OSError as error:
+        _report(channel, "enter", error)
+    finally:
+        os._exit(0)
+
+
+def _report(channel: socket.socket, operation: str, error: OSError) -> None:
+    with contextlib.suppress(OSError):
+        send(channel, {"event": "failed", "operation": operation, "errno": error.errno or 0,
+                       "error": error.strerror or str(error), "path": str(error.filename or "")})
+
+
+def _become_command(command: Command, filter_: bytes, stdio: list[int], channel: socket.socket) -> NoReturn:
+    operation = "enter"
+    try:
+        # A session of its own: the administrator's terminal must not be the command's controlling terminal, or it
+        # could push characters into it (TIOCSTI).
+        os.setsid()
+        account = find_account(command.user)
+        if command.tty:
+            operation = "open a terminal"
+            stdio = _open_terminal(stdio[0], account)
+        operation = "drop privileges"
+        confine.drop_privileges(CAPABILITIES, filter_)
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+        confine.reset_process()
+        env = _environment(command, account)
+        operation = f"change to directory {command.cwd or account.home}"
+        _change_directory(command.cwd, account.home)
+        channel_fd = channel.detach()
+        confine.take_stdio(*stdio)
+        channel = socket.socket(fileno=channel_fd)
+        operation = "exec"
+        confine.exec_program(list(command.argv) or [account.shell], env)
+    except OSError as error:
+        _report(channel, operation, error)
+    finally:
+        os._exit(127)
+
+
+def _change_directory(cwd: str, home: str) -> None:
+    if cwd:
+        os.chdir(cwd)
+        return
+    try:
+        os.chdir(home)
+    except OSError:
+        os.chdir("/")  # a home that does not exist must not keep an administrator out
+
+
+def _environment(command: Command, account: Account) -> dict[str, str]:
+    return {**PAYLOAD_ENVIRONMENT, "HOME": account.home, "USER": account.name, "LOGNAME": account.name,
+            "SHELL": account.shell, **command.env}
+
+
+def _open_terminal(control_fd: int, account: Account) -> list[int]:
+    """A pseudo-terminal of the VE, its master sent to the caller over `control_fd`.
+
+    The VE's root decides what /dev/pts is, so nothing is believed: a fifo cannot hold us (O_NONBLOCK), a symlink is
+    not followed, and what was opened must be the multiplexer of a devpts.
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
+    master = os.open("/dev/pts/ptmx", flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(master)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(5, 2):
+        raise OSError(25, "not a pseudo-terminal multiplexer", "/dev/pts/ptmx")
+    os.set_blocking(master, True)
+    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
+    os.fchown(slave, account.uid, -1)
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    with socket.socket(fileno=os.dup(control_fd)) as control:
+        socket.send_fds(control, [b"m"], [master])
+    os.close(master)
+    return [slave, slave, slave]
+
+
+def find_account(user: str) -> Account:
+    """Look `user` up in the VE's own files; we are inside it. Root needs no entry. Raises `OSError` ENOENT."""
+    name, _, group = user.partition(":")
+    for line in _database("/etc/passwd"):
+        fields = line.split(":")
+        if len(fields) == 7 and name in (fields[0], fields[2]):  # noqa: PLR2004
+            uid, gid = int(fields[2]), int(group or fields[3])
+            return Account(uid, gid, _groups_of(fields[0]), fields[0], fields[5] or "/", fields[6] or "/bin/sh")
+    if name == "root":
+        return Account(0, 0, (), "root", "/root", "/bin/sh")
+    if name.isdigit():
+        return Account(int(name), int(group or name), (), name, "/", "/bin/sh")
+    raise FileNotFoundError(2, f"no such user in the VE: {name}")
+
+
+def _groups_of(name: str) -> tuple[int, ...]:
+    entries = (line.split(":") for line in _database("/etc/group"))
+    return tuple(int(f[2]) for f in entries if len(f) == 4 and f[2].isdigit() and name in f[3].split(","))  # noqa: PLR2004
+
+
+def _database(path: str) -> list[str]:
+    """The lines of a file that the VE controls: bounded, and never waiting (a fifo, an endless device)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        return os.read(fd, _PASSWD_BOUND).decode(errors="replace").splitlines()
+    finally:
+        os.close(fd)

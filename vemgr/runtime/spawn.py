@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Forking the set-up process of a VE, and its conversation with the keeper.
+
+    keeper --clone3--> set-up process --clone3(CLONE_PARENT)--> the VE's init (so a child of the keeper)
+
+The set-up process reports over a socket pair: `cloned` with the descriptors of init and its network namespace, then
+waits for `go` with the network messages, executes the plan, lets init go and reports `started` or `failed`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+from typing import Any, NoReturn
+
+import prctl
+
+from vemgr.core.plan import Plan
+from vemgr.kernel import namespaces
+from vemgr.runtime.init import GO, become_init
+from vemgr.runtime.setup import Setup, SetupError
+
+MESSAGE_BOUND = 200_000  # bytes; a SOCK_SEQPACKET datagram fits the default socket buffer (212,992)
+
+_INIT_NAMESPACES = (
+    namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
+    | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP
+)
+
+
+def send(channel: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    socket.send_fds(channel, [json.dumps(message).encode()], fds or [])
+
+
+def receive(channel: socket.socket, most_fds: int = 8) -> tuple[dict[str, Any] | None, list[int]]:
+    """One message and its descriptors; (None, []) at the end of the conversation."""
+    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BOUND, most_fds, socket.MSG_CMSG_CLOEXEC)
+    return (json.loads(data) if data else None), fds
+
+
+def fork_setup(plan: Plan, cgroup_fd: int, filter_: bytes) -> tuple[int, socket.socket]:
+    """Fork the set-up process into the VE's cgroup; returns its pid and our end of the conversation."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid, pidfd = namespaces.clone3(namespaces.CLONE_NEWNS, cgroup_fd=cgroup_fd)
+    if pid == 0:
+        ours.close()
+        _set_up(plan, filter_, theirs)
+    os.close(pidfd)
+    theirs.close()
+    ours.setblocking(False)
+    return pid, ours
+
+
+def _set_up(plan: Plan, filter_: bytes, channel: socket.socket) -> NoReturn:
+    """The life of the set-up process."""
+    status = 1
+    try:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        prctl.set_dumpable(0)
+        forget_signals()
+        _converse(plan, filter_, channel)
+        status = 0
+    except SetupError as error:
+        send(channel, {"event": "failed", **error.facts()})
+    except OSError as error:
+        send(channel, {"event": "failed", **SetupError("clone", error).facts()})
+    finally:
+        os._exit(status)
+
+
+def forget_signals() -> None:
+    """The keeper's SIGCHLD handling writes to a pipe of the keeper: not ours to write to."""
+    signal.set_wakeup_fd(-1)
+    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def _converse(plan: Plan, filter_: bytes, channel: socket.socket) -> None:
+    go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
+    failure_reader, failure_writer = os.pipe2(os.O_CLOEXEC)
+    namespaces.start_clocks_at_zero()
+    pid, pidfd = namespaces.clone3(_INIT_NAMESPACES | namespaces.CLONE_PARENT)
+    if pid == 0:
+        channel.close()
+        for fd in (go_writer, failure_reader):
+            os.close(fd)
+        become_init(plan, filter_, go_reader, failure_writer)
+    os.close(failure_writer)
+    os.close(go_reader)
+    try:
+        _finish(plan, pid, pidfd, channel, go_writer)
+        _await_exec(failure_reader)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        raise
+    send(channel, {"event": "started"})
+
+
+def _finish(plan: Plan, pid: int, pidfd: int, channel: socket.socket, go_writer: int) -> None:
+    namespaces.write_id_maps(pid, plan.id_base, plan.id_count)
+    netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    send(channel, {"event": "cloned", "pid": pid}, [pidfd, netns])
+    os.close(netns)
+    setup = Setup(plan, pid, pidfd)
+    message, _ = receive(channel)
+    if message is None:
+        raise SetupError("wait for the network", InterruptedError(4, "the keeper gave up"))
+    setup.netlink_messages = [base64.b64decode(text) for text in message["messages"]]
+    setup.run()
+    if setup.console_fd >= 0:
+        send(channel, {"event": "console"}, [setup.console_fd])
+    os.write(go_writer, GO)
+
+
+def _await_exec(failure_reader: int) -> None:
+    failure = os.read(failure_reader, 4096).decode()
+    if failure:
+        errno, _, text = failure.partition(" ")
+        raise SetupError("exec init", OSError(int(errno), text))
