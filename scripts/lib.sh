@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+# Shared by the scripts beside this file; sourced, never run.
+
+say() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+die() {
+    say "$*"
+    exit 1
+}
+
+need_root() {
+    [ "$(id -u)" = 0 ] || die "$1 must run as root (try: sudo $0)"
+}
+
+# Sets `missing` to those of the given packages that are not installed.
+find_missing_packages() {
+    local package
+    missing=()
+    for package in "$@"; do
+        if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+            missing+=("$package")
+        fi
+    done
+}
+
+# Installs what is missing and touches neither the network nor dpkg if nothing is.
+install_packages() {
+    local missing
+    find_missing_packages "$@"
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "these packages are missing and there is no apt-get to install them: ${missing[*]}"
+    need_root "installing packages (${missing[*]})"
+    say "installing ${missing[*]}"
+    # The lock timeout: another of these scripts, or the system's own timer, may be installing too.
+    local options=(-qq -o DPkg::Lock::Timeout=600)
+    apt-get "${options[@]}" update >&2 ||
+        say "apt-get update reported errors; trying with the package lists there are"
+    DEBIAN_FRONTEND=noninteractive apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}" \
+        </dev/null >&2 || die "cannot install ${missing[*]}"
+}
+
+# The distribution's interpreter: one from elsewhere on PATH may lack venv or the headers apt installed.
+PYTHON=/usr/bin/python3
+
+need_python() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$PYTHON is $("$PYTHON" --version 2>&1), but vemgr needs Python 3.11 or newer (Debian 12, Ubuntu 23.04)"
+}
