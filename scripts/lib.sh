@@ -11,6 +11,14 @@ die() {
     exit 1
 }
 
+# Runs a command whose output matters only if it fails.
+quietly() {
+    local output rc=0
+    output=$("$@" </dev/null 2>&1) || rc=$?
+    [ $rc -eq 0 ] || printf '%s\n' "$output" >&2
+    return $rc
+}
+
 need_root() {
     [ "$(id -u)" = 0 ] || die "$1 must run as root (try: sudo $0)"
 }
@@ -36,10 +44,9 @@ install_packages() {
     say "installing ${missing[*]}"
     # The lock timeout: another of these scripts, or the system's own timer, may be installing too.
     local options=(-qq -o DPkg::Lock::Timeout=600)
-    apt-get "${options[@]}" update >&2 ||
-        say "apt-get update reported errors; trying with the package lists there are"
-    DEBIAN_FRONTEND=noninteractive apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}" \
-        </dev/null >&2 || die "cannot install ${missing[*]}"
+    quietly apt-get "${options[@]}" update || say "apt-get update reported errors; trying with the package lists there are"
+    DEBIAN_FRONTEND=noninteractive quietly apt-get "${options[@]}" install -y --no-install-recommends "${missing[@]}" ||
+        die "cannot install ${missing[*]}"
 }
 
 # The distribution's interpreter: one from elsewhere on PATH may lack venv or the headers apt installed.
