@@ -9,31 +9,28 @@ _KEPT = 8192  # bytes per VE: the last screenful or two, enough to see why an in
 
 
 class ConsoleTail:
-    """Drains the master of a console, so that a VE can never block on a full one, and keeps the tail of it."""
+    """Drains the master of a console, so that a VE can never block on a full one, and keeps the tail of it.
 
-    def __init__(self, master: int) -> None:
-        self.fd = master
-        self.closed = False
+    The slave is held open too: without any, reads of the master fail with EIO and polling it would spin.
+    """
+
+    def __init__(self, master: int, slave: int) -> None:
+        self.master = master
+        self._slave = slave
         self._text = bytearray()
         os.set_blocking(master, False)
 
-    def drain(self) -> bool:
-        """Read what is there, bounded, so that one chatty VE does not hold up the keeper; False at the end."""
+    def drain(self) -> None:
+        """Read what is there, bounded, so that one chatty VE does not hold up the keeper."""
         try:
-            data = os.read(self.fd, 65536)
-        except BlockingIOError:
-            return True
+            self._text += os.read(self.master, 65536)
         except OSError:
-            # EIO: nobody has the terminal open. It may be opened again, but then polling would spin until it is.
-            return False
-        self._text += data
+            return  # EAGAIN, or a terminal that the VE has hung up
         del self._text[:-_KEPT]
-        return bool(data)
 
     def text(self) -> str:
         return self._text.decode(errors="replace").replace("\r\n", "\n")
 
     def close(self) -> None:
-        if not self.closed:
-            os.close(self.fd)
-            self.closed = True
+        os.close(self.master)
+        os.close(self._slave)

@@ -48,12 +48,13 @@ class Child:
 
 @dataclass
 class Birth:
-    """A start or an exec in progress: the conversation `channel` with its process, asked for by request `id`."""
+    """A start or an exec in progress: the conversation `channel` with `process`, asked for by request `id`."""
 
     id: int
     ve: str
     channel: socket.socket
     kind: str
+    process: int
     status_fd: int = -1
     pid: int = 0
     failure: dict[str, Any] | None = None
@@ -167,14 +168,14 @@ class Keeper:
 
     def _start(self, message: dict[str, Any], fds: list[int]) -> None:
         plan = Plan.from_json(message["plan"])
-        _, channel = fork_setup(plan, fds[0], _read_all(fds[1]))
-        self._begin(Birth(message["id"], plan.name, channel, "init"))
+        process, channel = fork_setup(plan, fds[0], _read_all(fds[1]))
+        self._begin(Birth(message["id"], plan.name, channel, "init", process))
 
     def _exec(self, message: dict[str, Any], fds: list[int]) -> None:
         init = self._init_of(message["ve"])
         command = Command(tuple(message["argv"]), message["env"], message["cwd"], message["user"], message["tty"])
-        _, channel = fork_command(command, init.pidfd, fds[0], _read_all(fds[1]), fds[3:])
-        self._begin(Birth(message["id"], init.ve, channel, message["kind"], os.dup(fds[2])))
+        process, channel = fork_command(command, init.pidfd, fds[0], _read_all(fds[1]), fds[3:])
+        self._begin(Birth(message["id"], init.ve, channel, message["kind"], process, os.dup(fds[2])))
 
     def _init_of(self, ve: str) -> Child:
         for child in self._children.values():
@@ -202,7 +203,7 @@ class Keeper:
         elif event == "entered":
             self._adopt(birth, message["pid"], -1)
         elif event == "console":
-            self._keep_console(birth.ve, os.dup(fds[0]))
+            self._keep_console(birth.ve, os.dup(fds[0]), os.dup(fds[1]))
         elif event == "started":
             birth.started = True
         else:
@@ -238,36 +239,40 @@ class Keeper:
             self._tell({"event": "started", "id": birth.id, "pid": birth.pid,
                         "start_time": self._children[birth.pid].started})
         else:
-            unknown = {"operation": "set up", "errno": 0, "error": "the process ended without a word (out of memory "
-                       "under the VE's own limit, most likely)", "path": ""}
-            self._tell({**(birth.failure or unknown), "event": "failed", "id": birth.id})
+            self._tell({**(birth.failure or self._silence(birth)), "event": "failed", "id": birth.id})
         if birth.pid in self._unclaimed and birth.pid in self._children:
             self._on_death(birth.pid, self._unclaimed.pop(birth.pid))
         if not self._births:
             self._unclaimed.clear()
 
-    def _keep_console(self, ve: str, master: int) -> None:
+    def _silence(self, birth: Birth) -> dict[str, Any]:
+        """The failure of a process that could not report one itself."""
+        status = self._unclaimed.get(birth.process)
+        if status is None:
+            with contextlib.suppress(ChildProcessError):
+                os.kill(birth.process, signal.SIGKILL)
+                status = os.waitpid(birth.process, 0)[1]
+        code = os.waitstatus_to_exitcode(status or 0)
+        why = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        hint = "; it counts against the VE's memory limit, which may be too small" if code == -signal.SIGKILL else ""
+        return {"operation": "set up", "errno": 0, "error": f"the set-up process {why}{hint}", "path": ""}
+
+    def _keep_console(self, ve: str, master: int, slave: int) -> None:
         self._close_console(ve)
-        tail = ConsoleTail(master)
-        self._consoles[ve] = tail
-
-        def on_output() -> None:
-            if not tail.drain():
-                self._selector.unregister(master)
-                tail.close()
-
-        self._watch(master, on_output)
+        tail = self._consoles[ve] = ConsoleTail(master, slave)
+        self._watch(master, tail.drain)
 
     def _close_console(self, ve: str) -> None:
         tail = self._consoles.pop(ve, None)
-        if tail is not None and not tail.closed:
-            self._selector.unregister(tail.fd)
+        if tail is not None:
+            self._selector.unregister(tail.master)
             tail.close()
 
     def _go(self, message: dict[str, Any], _fds: list[int]) -> None:
-        birth = self._births[message["start"]]
-        birth.going = True
-        send(birth.channel, {"messages": message["messages"]})
+        birth = self._births.get(message["start"])
+        if birth is not None:  # otherwise it has failed meanwhile, and the daemon is being told
+            birth.going = True
+            send(birth.channel, {"messages": message["messages"]})
 
     def _abort(self, message: dict[str, Any], _fds: list[int]) -> None:
         birth = self._births.get(message["start"])

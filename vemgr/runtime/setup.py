@@ -52,7 +52,7 @@ class Setup:
     def __init__(self, plan: Plan, pid: int, pidfd: int) -> None:
         self.plan = plan
         self.netlink_messages: list[bytes] = []
-        self.console_fd = -1
+        self.console: tuple[int, int] | None = None
         self._pid = pid
         self._pidfd = pidfd
         self._userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -254,11 +254,10 @@ class Setup:
         (number,) = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, struct.pack("i", 0)))
         slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
         os.fchown(slave, self.plan.id_base, self._words["tty"])
-        os.close(slave)
         target = os.open("console", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dev)
         mounts.attach(mounts.open_tree(str(number), dir_fd=devpts), target, "/dev/console")
         os.close(target)
-        self.console_fd = master
+        self.console = master, slave
 
     def _write_file(self, operation: operations.WriteFile) -> None:
         """Write to a new file and rename it into place: what stands there is never opened for writing, so it may be

@@ -66,8 +66,9 @@ def _set_up(plan: Plan, filter_: bytes, channel: socket.socket) -> NoReturn:
         status = 0
     except SetupError as error:
         send(channel, {"event": "failed", **error.facts()})
-    except OSError as error:
-        send(channel, {"event": "failed", **SetupError("clone", error).facts()})
+    except Exception as error:  # a defect of ours: the keeper must still learn what happened
+        failure = error if isinstance(error, OSError) else OSError(0, f"{type(error).__name__}: {error}")
+        send(channel, {"event": "failed", **SetupError("clone", failure).facts()})
     finally:
         os._exit(status)
 
@@ -112,8 +113,8 @@ def _finish(plan: Plan, pid: int, pidfd: int, channel: socket.socket, go_writer:
         raise SetupError("wait for the network", InterruptedError(4, "the keeper gave up"))
     setup.netlink_messages = [base64.b64decode(text) for text in message["messages"]]
     setup.run()
-    if setup.console_fd >= 0:
-        send(channel, {"event": "console"}, [setup.console_fd])
+    if setup.console is not None:
+        send(channel, {"event": "console"}, list(setup.console))
     os.write(go_writer, GO)
 
 
