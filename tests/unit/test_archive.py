@@ -268,6 +268,15 @@ class TestBounds:
         chain = (longname.tobuf() + b"x\0".ljust(512, b"\0")) * 5000
         refused(root, chain + tar(entry("x")), "too large|damaged")
 
+    def test_endless_map_of_a_sparse_file(self, root: Path) -> None:
+        """tarfile keeps the whole map in memory: three megabytes of it here, any amount from a compressed archive."""
+        header = bytearray(tar(entry("x", b"S"), form=tarfile.GNU_FORMAT)[:512])
+        header[482] = 1  # the map goes on
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        more = (b"00000000001\0" * 42 + b"\x01").ljust(512, b"\0")
+        refused(root, gzip.compress(bytes(header) + more * 6000), "too large")
+
     def test_negative_size_does_not_loop(self, root: Path) -> None:
         header = bytearray(tar(entry("x"), form=tarfile.GNU_FORMAT))
         header[124:136] = (-512).to_bytes(12, "big", signed=True)

@@ -126,5 +126,13 @@ def _head(root_fd: int, path: str, size: int) -> bytes:
         fd = open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return b""
-    with open(fd, "rb") as file:
-        return file.read(size) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    try:
+        # Checked before any read: a directory can be opened too, and a device must not be read.
+        return _read_up_to(fd, size) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
+
+
+def _read_up_to(fd: int, size: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        return file.read(size)

@@ -32,7 +32,7 @@ from vemgr.core.errors import (
 )
 from vemgr.core.layers import HOST_TEMPLATE, Template, check_template_name
 from vemgr.runtime.archive import DEFAULT_LIMITS, ArchiveLimits, unpack
-from vemgr.runtime.skeleton import build_skeleton
+from vemgr.runtime.skeleton import build_skeleton, newly_unreadable
 from vemgr.runtime.template_facts import describe_tree, read_os_release
 from vemgr.runtime.template_record import Record, read_template, write_record
 
@@ -118,6 +118,15 @@ class Templates:
             return self.show(HOST_TEMPLATE)
         return self._build_host()
 
+    def host_leaks(self) -> Sequence[str]:
+        """Files that packages have added to the host since `host` was made and that only the host's root may read.
+
+        A VE on `host` could read them, so `refresh_host` is due. Takes seconds. Raises TemplateNotFound.
+        """
+        with _failures("the template of the host could not be checked"):
+            trees = [tree for tree in self.show(HOST_TEMPLATE).trees if tree.mountpoint != "/"]
+            return [path for tree in trees for path in newly_unreadable(tree)]
+
     def refresh_host(self, running: Sequence[str] = ()) -> Template:
         """Makes `host` anew, after the host's configuration or packages have changed.
 
@@ -156,8 +165,8 @@ class Templates:
         with self._partial(HOST_TEMPLATE) as partial:
             with _directory(partial) as fd:
                 summary = build_skeleton(fd, self._host_root)
-            with _directory(partial / "root") as root_fd:
-                release = read_os_release(root_fd)
+            with _directory(Path(self._host_root)) as host_fd:
+                release = read_os_release(host_fd)
             record = Record(
                 kind="host", description="links to the host's own operating system", created=self._now(),
                 size=summary.bytes, files=summary.files, distribution=release.get("ID", ""),
