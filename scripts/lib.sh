@@ -56,3 +56,13 @@ need_python() {
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         die "$PYTHON is $("$PYTHON" --version 2>&1), but vemgr needs Python 3.11 or newer (Debian 12, Ubuntu 23.04)"
 }
+
+# Where quickstart puts things and uninstall looks for them.
+# shellcheck disable=SC2034  # used by those who source this
+{
+    prefix=/opt/vemgr
+    bin=/usr/local/sbin
+    commands=(vemgr vemgrd vemgr-keeper)
+    unit_dir=/etc/systemd/system
+    units=(vemgr.socket vemgr-keeper.service vemgr.service vemgr-ves.service)
+}

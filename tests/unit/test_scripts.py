@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The shell scripts and systemd units, as far as they can be checked without running them."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+LIBRARY = PROJECT / "scripts/lib.sh"
+PROGRAMS = sorted({*PROJECT.glob("scripts/*"), PROJECT / ".ci/run"} - {LIBRARY})
+SHELL = [path for path in [*PROGRAMS, LIBRARY] if path == LIBRARY or "bash" in path.read_text().partition("\n")[0]]
+UNITS = sorted(PROJECT.glob("systemd/*"))
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        (pytest.fail if os.environ.get("VEMGR_MUST_WORK") else pytest.skip)(f"{name} is not installed")
+    return found
+
+
+def name(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("path", SHELL, ids=name)
+def test_shellcheck_has_nothing_to_say(path):
+    done = subprocess.run([tool("shellcheck"), "--external-sources", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", SHELL, ids=name)
+def test_a_shell_script_stops_at_the_first_error(path):
+    assert path == LIBRARY or "\nset -euo pipefail\n" in path.read_text()
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name)
+def test_a_program_can_be_executed(path):
+    assert os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize("path", [*PROGRAMS, LIBRARY, *UNITS], ids=name)
+def test_the_licence_is_named(path):
+    assert "# SPDX-License-Identifier: GPL-2.0-or-later" in path.read_text().splitlines()[:2]
+
+
+@pytest.fixture
+def units(tmp_path):
+    """The units, with commands that exist here in place of those that quickstart installs."""
+    for path in UNITS:
+        text = re.sub(r"^(Exec\w+=)/opt/vemgr/bin/[\w-]+", r"\1/bin/true", path.read_text(), flags=re.MULTILINE)
+        (tmp_path / path.name).write_text(text)
+    return sorted(tmp_path.iterdir())
+
+
+def test_systemd_accepts_the_units(units):
+    command = [tool("systemd-analyze"), "verify", "--man=no", "--generators=no", *units]
+    done = subprocess.run(command, capture_output=True, text=True)
+    # What other units of this machine may be accused of is not our business.
+    assert [line for line in done.stderr.splitlines() if "vemgr" in line] == []
+
+
+def test_quickstart_installs_every_unit():
+    listed = re.search(r"units=\((.*?)\)", LIBRARY.read_text(), re.DOTALL)
+    assert listed
+    assert sorted(listed[1].split()) == [path.name for path in UNITS]
+
+
+def directives(unit: str) -> list[str]:
+    return (PROJECT / "systemd" / unit).read_text().splitlines()
+
+
+def test_a_running_ve_survives_the_daemon():
+    """Nothing that stops or restarts the daemon may reach keeper or VEs."""
+    for unit in ("vemgr-keeper.service", "vemgr-ves.service"):
+        for line in directives(unit):
+            assert not (line.startswith(("Requires=", "BindsTo=", "PartOf=")) and "vemgr.service" in line), unit
+
+
+def test_one_ve_out_of_memory_does_not_end_all():
+    assert "OOMPolicy=continue" in directives("vemgr-keeper.service")
