@@ -389,7 +389,7 @@ def test_nothing_outside_is_ever_touched(arena: Path, members: list[tuple[str, b
         before = snapshot(canary)
         entries = [entry("b", SYM, to="../canary"), entry("canary", SYM, to=str(canary))]
         for name, kind, to in members:
-            entries.append(entry(name, kind, b"evil" if kind == FILE else b"", to=to or "a", mode=0o666))
+            entries.append(entry(name, kind, b"evil" if kind == FILE else b"", to=to or "a", mode=0o777))
         with contextlib.suppress(TemplateUnusable):
             into(root, tar(*entries))
         assert snapshot(canary) == before
