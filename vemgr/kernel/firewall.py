@@ -48,7 +48,7 @@ class Rules:
             raise BadValue("network.subnet", self.subnet, str(error)) from None
         for name, value in (("gateway", self.gateway), ("resolver", self.resolver)):
             try:
-                IPv4Address(value or "127.0.0.1")
+                IPv4Address("127.0.0.1" if value is None else value)
             except AddressValueError as error:
                 raise BadValue(f"network.{name}", value, str(error)) from None
         if self.resolver is not None and not IPv4Address(self.resolver).is_loopback:

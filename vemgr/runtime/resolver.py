@@ -86,9 +86,7 @@ def behind_the_stub(host: ResolvConf, upstream: ResolvConf) -> ResolvConf:
     others = [server for server in host.nameservers if server not in RESOLVED_STUBS]
     other = dict(host.other)
     # `trust-ad` vouches for the path to the stub on this machine; the path to an upstream deserves no such trust.
-    options = [option for option in other.pop("options", "").split() if option != "trust-ad"]
-    if options:
-        other["options"] = " ".join(options)
+    other["options"] = " ".join(option for option in other.get("options", "").split() if option != "trust-ad")
     return ResolvConf([*upstream.nameservers, *others], other)
 
 
@@ -123,5 +121,5 @@ def render(nameservers: list[str], left_out: list[str], other: dict[str, str]) -
     if left_out:
         lines.append(f"# left out, not reachable from this VE: {' '.join(left_out)}")
     lines += [f"nameserver {server}" for server in nameservers]
-    lines += [f"{keyword} {value}" for keyword, value in other.items()]
+    lines += [f"{keyword} {value}" for keyword, value in other.items() if value]
     return "\n".join(lines) + "\n"

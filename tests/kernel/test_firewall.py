@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vemgr's nftables table, judged by what gets through. Scenarios run in namespaces of their own (network_stage)."""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vemgr.core.errors import BadValue, SystemFailure
+from vemgr.kernel.firewall import Firewall, Rules, ruleset
+from vemgr.kernel.network import BridgeNetwork, enable_forwarding, inside_messages
+
+# With --import-mode=importlib the directory of a test is not on the path.
+_spec = importlib.util.spec_from_file_location("network_stage", Path(__file__).with_name("network_stage.py"))
+stage = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(stage)
+
+TABLE = "vetest"
+RESOLVER = "127.0.0.53"
+PLAIN = Rules(stage.BRIDGE, stage.SUBNET, stage.GATEWAY)
+REDIRECTED = Rules(stage.BRIDGE, stage.SUBNET, stage.GATEWAY, RESOLVER)
+
+#: Answers over TCP and UDP with the address it was asked from. Arguments by format: address, port.
+ECHO_SERVER = """
+import socket, threading
+tcp = socket.create_server(("{0}", {1}))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("{0}", {1}))
+def answer():
+    while True:
+        data, peer = udp.recvfrom(99)
+        try:
+            udp.sendto(peer[0].encode(), peer)
+        except OSError:
+            pass  # no way back, where nothing is masqueraded
+threading.Thread(target=answer, daemon=True).start()
+print("ready", flush=True)
+while True:
+    connection, peer = tcp.accept()
+    connection.sendall(peer[0].encode())
+    connection.close()
+"""
+
+#: Prints what the server says, or the error; arguments: protocol, address, port.
+ASK = """
+import socket, sys
+kind, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
+    s.settimeout(0.7)
+    try:
+        s.connect((address, port))
+        s.send(b"?")
+        print(s.recv(99).decode())
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def nft(*command):
+    return subprocess.run(["nft", *command], capture_output=True, text=True, check=True).stdout
+
+
+@contextlib.asynccontextmanager
+async def host_with_a_ve():
+    """The stage in full: the world outside, the bridge, a VE on it, forwarding on. Servers end with the namespace."""
+    with stage.outside() as world, contextlib.closing(stage.Namespace()) as ve:
+        enable_forwarding()
+        async with BridgeNetwork(stage.BRIDGE) as net:
+            await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
+            await net.attach("ve1", ve.fd, stage.MAC, stage.UPLINK_MTU)
+            stage.send_inside(ve, inside_messages(stage.VE, stage.PREFIXLEN, stage.GATEWAY, stage.UPLINK_MTU))
+            yield world, ve, net
+
+
+@contextlib.contextmanager
+def serving(address, port, namespace=None):
+    command = [sys.executable, "-c", ECHO_SERVER.format(address, port)]
+    if namespace is not None:
+        command = ["nsenter", f"--net={namespace.path}", *command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline() == "ready\n"
+            yield
+        finally:
+            server.kill()
+
+
+def ask(ve, kind, address, port):
+    answer = ve.python(ASK, kind, address, str(port))
+    print(f"{kind} {address}:{port} -> {answer}")
+    return answer
+
+
+async def ves_reach_outside_with_the_host_s_address():
+    async with host_with_a_ve() as (world, ve, _):
+        with serving(stage.OUTSIDE, 7000, world):
+            assert [ask(ve, kind, stage.OUTSIDE, 7000) for kind in ("tcp", "udp")] == ["TimeoutError"] * 2
+            Firewall(TABLE).ensure(PLAIN)
+            assert [ask(ve, kind, stage.OUTSIDE, 7000) for kind in ("tcp", "udp")] == [stage.UPLINK] * 2
+            ve.run("ping", "-c1", "-W2", stage.OUTSIDE)
+
+
+async def ves_see_each_other_s_own_addresses():
+    """Within the subnet nothing is masqueraded, neither VE to VE nor VE to host."""
+    async with host_with_a_ve() as (_, ve, net):
+        Firewall(TABLE).ensure(REDIRECTED)
+        with contextlib.closing(stage.Namespace()) as other:
+            await net.attach("ve2", other.fd, "02:00:00:00:00:03", stage.UPLINK_MTU)
+            stage.send_inside(other, inside_messages("10.77.0.3", 20, stage.GATEWAY, stage.UPLINK_MTU))
+            with serving("10.77.0.3", 7000, other), serving(stage.GATEWAY, 7000):
+                assert ask(ve, "tcp", "10.77.0.3", 7000) == stage.VE
+                assert ask(ve, "tcp", stage.GATEWAY, 7000) == stage.VE
+
+
+async def host_reaches_its_own_gateway_address_unmasked():
+    async with host_with_a_ve():
+        Firewall(TABLE).ensure(PLAIN)
+        with serving(stage.GATEWAY, 7000):
+            run = subprocess.run(
+                [sys.executable, "-c", ASK, "tcp", stage.GATEWAY, "7000"], capture_output=True, text=True, check=True
+            )
+            assert run.stdout.strip() == stage.GATEWAY
+
+
+async def questions_reach_the_resolver_on_the_loopback():
+    async with host_with_a_ve() as (_, ve, net):
+        firewall = Firewall(TABLE)
+        with serving(RESOLVER, 53):
+            firewall.ensure(PLAIN)
+            assert ask(ve, "tcp", stage.GATEWAY, 53) == "ConnectionRefusedError"
+            firewall.ensure(REDIRECTED)
+            net.allow_loopback_redirect(True)
+            assert [ask(ve, kind, stage.GATEWAY, 53) for kind in ("udp", "tcp")] == [stage.VE] * 2
+            # Only what is asked of the gateway: other resolvers stay reachable as such.
+            assert ask(ve, "tcp", stage.UPLINK, 53) == "ConnectionRefusedError"
+            net.allow_loopback_redirect(False)
+            assert ask(ve, "udp", stage.GATEWAY, 53) == "TimeoutError"
+
+
+def turn_against_the_loopback(ve):
+    """As root in a VE: make packets to 127.0.0.0/8 leave by eth0."""
+    ve.run("sh", "-ec", """
+        echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet
+        ip addr del 127.0.0.1/8 dev lo
+        ip route add 127.0.0.0/8 via 10.77.0.1 dev eth0 src 10.77.0.2
+    """)
+
+
+async def ves_do_not_reach_the_host_s_loopback():
+    async with host_with_a_ve() as (_, ve, net):
+        firewall = Firewall(TABLE)
+        firewall.ensure(REDIRECTED)
+        net.allow_loopback_redirect(True)
+        turn_against_the_loopback(ve)
+        with serving("127.0.0.1", 7000), serving(RESOLVER, 53):
+            attack = [("tcp", "127.0.0.1", 7000), ("udp", "127.0.0.1", 7000), ("udp", RESOLVER, 53)]
+            # The attack works but for the guard: else this test would prove nothing.
+            nft("flush", "chain", "inet", TABLE, "guard")
+            assert [ask(ve, *target) for target in attack] == [stage.VE] * 3
+            firewall.ensure(REDIRECTED)
+            assert [ask(ve, *target) for target in attack] == ["TimeoutError"] * 3
+            assert ask(ve, "udp", stage.GATEWAY, 53) == stage.VE
+
+
+async def a_foreign_source_address_is_dropped():
+    """By the bridge's rp_filter: a VE that claims an address outside the subnet is not routed."""
+    async with host_with_a_ve() as (_, ve, _):
+        Firewall(TABLE).ensure(PLAIN)
+        ve.run("ip", "addr", "add", "203.0.113.9/32", "dev", "eth0")
+        nft("add table inet watch { chain c { type filter hook forward priority 0; ip saddr 203.0.113.9 counter; }; }")
+        for rp_filter, seen in ((0, "packets 1 "), (1, "packets 0 ")):
+            nft("flush chain inet watch c; add rule inet watch c ip saddr 203.0.113.9 counter")
+            with open(f"/proc/sys/net/ipv4/conf/{stage.BRIDGE}/rp_filter", "w") as file:
+                file.write(str(rp_filter))
+            ve.run("ping", "-c1", "-W1", "-I", "203.0.113.9", stage.OUTSIDE, code=1)
+            assert seen in nft("list", "table", "inet", "watch")
+
+
+async def ensure_twice_is_ensure_once():
+    firewall = Firewall(TABLE)
+    assert not firewall.present()
+    assert firewall.listing() == ""
+    firewall.ensure(REDIRECTED)
+    once = nft("list", "ruleset")
+    firewall.ensure(REDIRECTED)
+    assert nft("list", "ruleset") == once
+    assert firewall.listing() in once
+    assert firewall.present()
+    firewall.ensure(PLAIN)
+    assert "dnat" not in nft("list", "ruleset")
+
+
+async def remove_leaves_nothing():
+    firewall = Firewall(TABLE)
+    firewall.remove()
+    firewall.ensure(REDIRECTED)
+    firewall.remove()
+    assert nft("list", "ruleset") == ""
+    assert not firewall.present()
+
+
+async def tables_of_others_stay():
+    nft("add table inet other { chain c { type filter hook forward priority 0; }; }")
+    nft("add table ip vetest { chain c { type filter hook input priority 0; }; }")
+    before = nft("list", "ruleset")
+    one, two = Firewall(TABLE), Firewall("vetest2")
+    one.ensure(PLAIN)
+    two.ensure(REDIRECTED)
+    one.remove()
+    assert two.present()
+    two.remove()
+    assert nft("list", "ruleset") == before
+
+
+async def foreign_table_of_our_name_is_refused():
+    firewall = Firewall(TABLE)
+    # The marker somewhere inside does not make a table ours.
+    nft(f'add table inet {TABLE} {{ comment "mine" ; chain c {{ comment "managed by vemgr" ; }} ; }}')
+    before = nft("list", "ruleset")
+    for refused in (lambda: firewall.ensure(PLAIN), firewall.remove):
+        with pytest.raises(BadValue, match="not vemgr's"):
+            refused()
+    assert not firewall.present()
+    assert nft("list", "ruleset") == before
+
+
+async def a_refused_transaction_changes_nothing():
+    firewall = Firewall(TABLE)
+    firewall.ensure(PLAIN)
+    before = nft("list", "ruleset")
+    with pytest.raises(SystemFailure, match="nftables refused table vetest: "):
+        firewall._run(ruleset(TABLE, REDIRECTED) + "add rule inet vetest nosuchchain accept\n")
+    assert nft("list", "ruleset") == before
+
+
+async def no_descriptor_is_left():
+    firewall = Firewall(TABLE)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        firewall.ensure(REDIRECTED)
+        with pytest.raises(SystemFailure):
+            firewall._run("nonsense")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.skipif(not stage.can_play(), reason="cannot make network namespaces and links in them")
+@pytest.mark.parametrize("scenario", [
+    ves_reach_outside_with_the_host_s_address, ves_see_each_other_s_own_addresses,
+    host_reaches_its_own_gateway_address_unmasked, questions_reach_the_resolver_on_the_loopback,
+    ves_do_not_reach_the_host_s_loopback, a_foreign_source_address_is_dropped, ensure_twice_is_ensure_once,
+    remove_leaves_nothing, tables_of_others_stay, foreign_table_of_our_name_is_refused,
+    a_refused_transaction_changes_nothing, no_descriptor_is_left,
+], ids=lambda scenario: scenario.__name__)
+def test_firewall(scenario):
+    stage.play(__file__, scenario.__name__)
+
+
+@pytest.mark.parametrize("change", [
+    {"bridge": 'a" accept; "'}, {"bridge": ""}, {"subnet": "10.77.0.0/20; drop"}, {"subnet": "10.77.0.1/20"},
+    {"gateway": "gateway"}, {"gateway": "fd00::1"}, {"resolver": "192.0.2.1"}, {"resolver": "::1"}, {"resolver": ""},
+])
+def test_rules_take_values_only(change):
+    with pytest.raises(BadValue):
+        Rules(**{"bridge": "br0", "subnet": "10.77.0.0/20", "gateway": "10.77.0.1", "resolver": "127.0.0.1"} | change)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 33, "a b", "a;b", "1a", "a{"])
+def test_a_table_name_that_is_none(name):
+    with pytest.raises(BadValue):
+        Firewall(name)
