@@ -20,9 +20,10 @@ def body(text):
     # systemd-resolved with its upstreams: trust-ad does not hold for them
     (STUB, "nameserver 192.0.2.1\n", ["nameserver 192.0.2.1", "options edns0", "search example.org"], None),
     ("nameserver 127.0.0.53\noptions trust-ad\n", "nameserver 192.0.2.1\n", ["nameserver 192.0.2.1"], None),
-    # ... without them, or with an empty list of them
+    # something else on that address; systemd-resolved without upstreams, whose proxy takes redirects
     (STUB, None, ["nameserver 10.77.0.1", "options edns0 trust-ad", "search example.org"], "127.0.0.53"),
-    (STUB, "# none\n", ["nameserver 10.77.0.1", "options edns0 trust-ad", "search example.org"], "127.0.0.53"),
+    (STUB, "# none\n", ["nameserver 10.77.0.1", "options edns0 trust-ad", "search example.org"], "127.0.0.54"),
+    ("nameserver 127.0.0.54\n", "nameserver 192.0.2.1\n", ["nameserver 10.77.0.1"], "127.0.0.54"),
     # ... whose upstream is dnsmasq on the same host
     (STUB, "nameserver 127.0.0.1\n", ["nameserver 10.77.0.1", "options edns0", "search example.org"], "127.0.0.1"),
     # upstreams are of no interest to a host that does not use the stub

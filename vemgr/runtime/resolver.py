@@ -16,8 +16,9 @@ HEADER = "# written by vemgr from the host's resolv.conf when this VE was starte
 #: resolv.conf(5), MAXNS: the C library reads no more than three, so a fourth would only seem to be in use.
 MAX_NAMESERVERS = 3
 
-#: systemd-resolved(8): its stub and its proxy-only stub. Both are bound to `lo`, a redirected packet never arrives.
-RESOLVED_STUBS = frozenset({"127.0.0.53", "127.0.0.54"})
+#: systemd-resolved(8): the stub is bound to `lo` and never sees a redirected packet; the proxy of newer versions is
+#: left unbound on purpose, for redirects such as ours (its resolved-dns-stub.c).
+RESOLVED_STUB, RESOLVED_PROXY = "127.0.0.53", "127.0.0.54"
 
 #: What a name server on ::1 or 0.0.0.0 is redirected to: IPv4 is not translated to IPv6, and a server that listens
 #: on one loopback address listens on the other.
@@ -41,7 +42,9 @@ def resolv_conf_for(
     The second value is None when no redirect is needed. With `ipv6` false (the VE has no IPv6 address) name servers
     with an IPv6 address are left out, and a comment in the text says so.
     """
-    host = behind_the_stub(parse(host_text), parse(upstream_text or ""))
+    host = parse(host_text)
+    if upstream_text is not None and RESOLVED_STUB in host.nameservers:
+        host = behind_the_stub(host, parse(upstream_text))
     servers: list[str] = []
     left_out: list[str] = []
     redirect: str | None = None
@@ -80,10 +83,11 @@ def parse(text: str) -> ResolvConf:
 
 
 def behind_the_stub(host: ResolvConf, upstream: ResolvConf) -> ResolvConf:
-    """`host` with systemd-resolved's stub replaced by its upstreams, if both are there."""
-    if not upstream.nameservers or not RESOLVED_STUBS.intersection(host.nameservers):
-        return host
-    others = [server for server in host.nameservers if server not in RESOLVED_STUBS]
+    """`host` with systemd-resolved's stub replaced by its upstreams, or by its proxy as long as it has none."""
+    if not upstream.nameservers:
+        proxied = [RESOLVED_PROXY if server == RESOLVED_STUB else server for server in host.nameservers]
+        return ResolvConf(proxied, host.other)
+    others = [server for server in host.nameservers if server != RESOLVED_STUB]
     other = dict(host.other)
     # `trust-ad` vouches for the path to the stub on this machine; the path to an upstream deserves no such trust.
     other["options"] = " ".join(option for option in other.get("options", "").split() if option != "trust-ad")
