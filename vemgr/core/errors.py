@@ -85,6 +85,15 @@ class AlreadyRunning(RefusedError):
         super().__init__(f"VE {name} is {state} already", ve=name, state=state)
 
 
+class StillRunning(RefusedError):
+    """The VE must be stopped for this."""
+
+    exit_code = 32
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(f"VE {name} is {state}", remedy="stop it first, or use --force", ve=name, state=state)
+
+
 class Locked(RefusedError):
     """Another verb is at work on the same VE or template."""
 

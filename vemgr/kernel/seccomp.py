@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import platform
 import tempfile
 
 from vemgr.kernel.libc import number, syscall
@@ -73,6 +74,13 @@ def compile_filter() -> bytes:
         filter_.export_bpf(file)
         file.seek(0)
         return file.read()
+
+
+def digest() -> str:
+    """Names this filter's policy: a compiled one is good as long as it does not change."""
+    import hashlib  # noqa: PLC0415
+
+    return hashlib.sha256(repr((DENIED, _PERSONALITIES, platform.machine())).encode()).hexdigest()[:16]
 
 
 def _known_syscalls(arches: list[int]) -> set[str]:

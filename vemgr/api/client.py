@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A blocking client of the API in the standard library alone: the command line's start-up time depends on it.
+
+Varlink over a unix socket is JSON objects, each ended by a zero byte (varlink.org/Method-Call); descriptors travel
+beside them as SCM_RIGHTS and are named in the JSON by their position.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from vemgr.core.errors import PermissionDenied, Unreachable, VemgrError
+
+INTERFACE = "org.vemgr.Manager"
+_MOST_DESCRIPTORS = 16
+
+
+class RemoteError(VemgrError):
+    """An error of the daemon, with its own identifier and exit code."""
+
+    def __init__(self, name: str, parameters: dict[str, Any]) -> None:
+        short = name.removeprefix(f"{INTERFACE}.")
+        super().__init__(str(parameters.get("message", name if short == name else short)),
+                         remedy=str(parameters.get("remedy", "")), **parameters.get("facts", {}))
+        self._identifier = short
+        self.code = int(parameters.get("exitCode", 3))
+
+    @property
+    def identifier(self) -> str:
+        return self._identifier
+
+
+def exit_code_of(error: VemgrError) -> int:
+    return error.code if isinstance(error, RemoteError) else error.exit_code
+
+
+class Client:
+    """One connection. Raises `Unreachable` or `PermissionDenied` when made, `RemoteError` for the daemon's errors."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.connect(path)
+        except PermissionError:
+            self._socket.close()
+            raise PermissionDenied(f"only root may use {path}", remedy="run vemgr with sudo", path=path) from None
+        except OSError as error:
+            self._socket.close()
+            raise Unreachable(f"the vemgr daemon does not answer on {path}: {error.strerror}",
+                              remedy="systemctl start vemgr", path=path) from error
+
+    def call(self, method: str, parameters: dict[str, Any] | None = None,
+             fds: list[int] | None = None) -> dict[str, Any]:
+        """The reply's parameters. Descriptors in the reply are found under "descriptors"."""
+        message = json.dumps({"method": f"{INTERFACE}.{method}", "parameters": parameters or {}}).encode() + b"\0"
+        try:
+            if fds:
+                sent = socket.send_fds(self._socket, [message], fds)
+                message = message[sent:]
+            self._socket.sendall(message)
+            data, received = self._receive()
+        except OSError as error:
+            raise Unreachable(f"the connection to the daemon was lost: {error.strerror}",
+                              remedy="look whether what you asked for has happened, and try again") from error
+        reply = json.loads(data)
+        if "error" in reply:
+            for fd in received:
+                os.close(fd)
+            raise RemoteError(reply["error"], reply.get("parameters") or {})
+        answer: dict[str, Any] = reply.get("parameters") or {}
+        if received:
+            answer["descriptors"] = received
+        return answer
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        data = bytearray()
+        received: list[int] = []
+        while not data.endswith(b"\0"):
+            chunk, fds, _, _ = socket.recv_fds(self._socket, 65536, _MOST_DESCRIPTORS)
+            if not chunk:
+                raise ConnectionResetError(104, "the daemon ended while it was at work")
+            data += chunk
+            received += fds
+        return bytes(data[:-1]), received
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The varlink interface org.vemgr.Manager (varlink.org). Its description is generated from these annotations, so
+`varlinkctl introspect` or any varlink client shows exactly what is served."""
+
+# No `from __future__ import annotations`: asyncvarlink reads the annotations as types, not as text.
+
+from typing import Any, Protocol, TypedDict
+
+from asyncvarlink import FileDescriptor, TypedVarlinkErrorReply, VarlinkErrorReply, VarlinkInterface, varlinkmethod
+
+from vemgr.core import errors
+from vemgr.core.errors import VemgrError
+
+NAME = "org.vemgr.Manager"
+
+
+class VE(TypedDict):
+    name: str
+    state: str
+    template: str
+    address: str
+    pid: int
+    verb: str
+
+
+class VEDetails(TypedDict):
+    name: str
+    state: str
+    template: str
+    address: str
+    pid: int
+    verb: str
+    hostname: str
+    idBase: int
+    created: str
+    lastExit: str
+    ephemeral: bool
+    settings: dict[str, str]
+    inForce: dict[str, str]
+    usage: dict[str, int]
+    console: str
+
+
+class TemplateInfo(TypedDict):
+    name: str
+    kind: str
+    description: str
+    created: str
+    distribution: str
+    version: str
+    architecture: str
+    size: int
+    files: int
+    init: str
+    initKind: str
+    users: list[str]
+
+
+class HostInfo(TypedDict):
+    version: str
+    controllers: list[str]
+    cgroup: str
+    subnet: str
+    bridge: str
+    keeperPid: int
+    stateDir: str
+
+
+class Command(TypedDict):
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    user: str
+    tty: bool
+
+
+class Started(TypedDict):
+    name: str
+    pid: int
+    status: FileDescriptor
+
+
+class Service(Protocol):
+    """What serves the interface: the daemon's composition root."""
+
+    def ves(self) -> list[dict[str, Any]]: ...
+    async def show(self, name: str) -> dict[str, Any]: ...
+    async def create(self, name: str, template: str, texts: dict[str, str]) -> None: ...
+    async def plan(self, name: str) -> list[str]: ...
+    async def start(self, name: str) -> None: ...
+    async def stop(self, name: str, timeout: int | None, kill: bool) -> str: ...
+    async def restart(self, name: str, timeout: int | None) -> str: ...
+    async def suspend(self, name: str) -> None: ...
+    async def resume(self, name: str) -> None: ...
+    async def destroy(self, name: str, force: bool) -> None: ...
+    async def set(self, name: str, texts: dict[str, str]) -> list[str]: ...
+    async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]: ...
+    async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
+                  stdio: list[int]) -> tuple[str, int, int]: ...
+    async def templates(self) -> list[dict[str, Any]]: ...
+    async def template(self, name: str) -> dict[str, Any]: ...
+    async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]: ...
+    async def remove_template(self, name: str) -> None: ...
+    async def refresh_host_template(self) -> None: ...
+    async def host(self) -> dict[str, Any]: ...
+    async def shutdown(self) -> None: ...
+
+
+def _error_class(source: type[VemgrError]) -> type[TypedVarlinkErrorReply]:
+    class Parameters:
+        message: str
+        remedy: str
+        exitCode: int
+        facts: dict[str, str]
+
+    return type(source.__name__, (TypedVarlinkErrorReply,),
+                {"Parameters": Parameters, "__doc__": source.__doc__, "name": f"{NAME}.{source.__name__}"})
+
+
+_ERRORS = {source.__name__: _error_class(source) for source in errors.all_errors()}
+_GENERIC = _ERRORS["SystemFailure"]
+
+
+def error_reply(error: VemgrError) -> VarlinkErrorReply:
+    """The error as it goes over the wire: its identifier is the varlink error's name."""
+    kind = _ERRORS.get(error.identifier, _GENERIC)
+    return kind(message=error.message, remedy=error.remedy, exitCode=error.exit_code, facts=dict(error.facts))
+
+
+class ManagerInterface(VarlinkInterface, name=NAME):
+    """Virtual environments of one host. Settings are text, as on the command line: cpus "1.5", memory "512M"."""
+
+    errors = tuple(_ERRORS.values())
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @varlinkmethod(return_parameter="ves")
+    def List(self) -> list[VE]:
+        """All VEs, by name."""
+        return self._service.ves()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def Show(self, *, name: str) -> VEDetails:
+        """One VE: settings, limits in force as read back from the kernel, usage, end of its console."""
+        return await self._service.show(name)  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def Create(self, *, name: str, template: str, settings: dict[str, str]) -> None:
+        """Define a VE; it is not started."""
+        await self._service.create(name, template, settings)
+
+    @varlinkmethod(return_parameter="steps")
+    async def Plan(self, *, name: str) -> list[str]:
+        """What a start would do, step by step, without doing it."""
+        return await self._service.plan(name)
+
+    @varlinkmethod
+    async def Start(self, *, name: str) -> None:
+        """Start a VE; returns when its init runs."""
+        await self._service.start(name)
+
+    @varlinkmethod(return_parameter="step")
+    async def Stop(self, *, name: str, timeout: int | None = None, kill: bool | None = None) -> str:
+        """Stop a VE within timeout seconds; returns the step that ended it, "clean" or "killed: why"."""
+        return await self._service.stop(name, timeout, bool(kill))
+
+    @varlinkmethod(return_parameter="step")
+    async def Restart(self, *, name: str, timeout: int | None = None) -> str:
+        """Stop and start, with no other verb in between."""
+        return await self._service.restart(name, timeout)
+
+    @varlinkmethod
+    async def Suspend(self, *, name: str) -> None:
+        """Freeze all processes."""
+        await self._service.suspend(name)
+
+    @varlinkmethod
+    async def Resume(self, *, name: str) -> None:
+        """Thaw them."""
+        await self._service.resume(name)
+
+    @varlinkmethod
+    async def Destroy(self, *, name: str, force: bool | None = None) -> None:
+        """Remove a VE with all its data; with force also a running one."""
+        await self._service.destroy(name, bool(force))
+
+    @varlinkmethod(return_parameter="pending")
+    async def Set(self, *, name: str, settings: dict[str, str]) -> list[str]:
+        """Change settings, live where possible; returns those that wait for the next start."""
+        return await self._service.set(name, settings)
+
+    @varlinkmethod
+    async def Exec(self, *, name: str, command: Command, stdio: list[FileDescriptor]) -> Started:
+        """Run a command in a VE with the caller's descriptors: stdin, stdout, stderr; or with tty one socket, over
+        which the terminal's master comes. From the descriptor `status` its wait status can be read when it ends, as
+        a native int; end of file without one means that the keeper is gone."""
+        pid, status = await self._service.exec(name, command, [fd.fileno() for fd in stdio])
+        return {"name": name, "pid": pid, "status": FileDescriptor(status, should_close=True)}
+
+    @varlinkmethod
+    async def Run(self, *, name: str, template: str, settings: dict[str, str], command: Command,
+                  stdio: list[FileDescriptor]) -> Started:
+        """Exec in a new VE that goes away with the command; an empty name lets vemgr choose one."""
+        chosen, pid, status = await self._service.run(name, template, settings, command,
+                                                      [fd.fileno() for fd in stdio])
+        return {"name": chosen, "pid": pid, "status": FileDescriptor(status, should_close=True)}
+
+    @varlinkmethod(return_parameter="templates")
+    async def ListTemplates(self) -> list[TemplateInfo]:
+        """All templates, by name."""
+        return await self._service.templates()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def ShowTemplate(self, *, name: str) -> TemplateInfo:
+        """One template, and the VEs that use it."""
+        return await self._service.template(name)  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def ImportTemplate(self, *, name: str, description: str, archive: FileDescriptor) -> TemplateInfo:
+        """Make a template from a tar stream (plain, gzip, xz or zstd)."""
+        return await self._service.import_template(name, description, archive.fileno())  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def RemoveTemplate(self, *, name: str) -> None:
+        """Remove a template that no VE uses."""
+        await self._service.remove_template(name)
+
+    @varlinkmethod
+    async def RefreshHostTemplate(self) -> None:
+        """Make the built-in template anew, after the host's packages have changed."""
+        await self._service.refresh_host_template()
+
+    @varlinkmethod
+    async def GetHost(self) -> HostInfo:
+        """What this host can enforce, and where things are."""
+        return await self._service.host()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def Shutdown(self) -> None:
+        """Stop all VEs, take the network back, end keeper and daemon."""
+        await self._service.shutdown()

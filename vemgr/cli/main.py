@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`vemgr`: the verbs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+import vemgr
+from vemgr.api.client import Client, exit_code_of
+from vemgr.cli import connection, execute, tables
+from vemgr.cli.templates import template
+from vemgr.core.config import SETTINGS
+from vemgr.core.errors import VemgrError
+
+_DEFAULT_CONFIG = "/etc/vemgr/vemgr.toml"
+names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", default=_DEFAULT_CONFIG, envvar="VEMGR_CONFIG", show_default=True,
+              help="Host configuration.")
+@click.version_option(vemgr.__version__, prog_name="vemgr")
+@click.pass_context
+def cli(context: click.Context, config: str) -> None:
+    """Virtual environments on one Linux kernel."""
+    context.obj = config
+
+
+cli.add_command(template)
+
+
+def client(context: click.Context) -> Client:
+    return connection.connect(context.find_object(str) or _DEFAULT_CONFIG)
+
+
+def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One option for each row of the settings table."""
+    for setting in reversed(SETTINGS):
+        function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help)(function)
+    return function
+
+
+def given(options: dict[str, str | None]) -> dict[str, str]:
+    """The settings that were given, by key."""
+    return {s.key: text for s in SETTINGS if (text := options.get(s.attribute)) is not None}
+
+
+def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[Client, str], str | None]) -> None:
+    """Do `action` for several VEs at once, each over a connection of its own; fail as the first that failed."""
+    def one(name: str) -> VemgrError | None:
+        try:
+            connected = client(context)
+            try:
+                said = action(connected, name)
+            finally:
+                connected.close()
+        except VemgrError as error:
+            return error
+        if said:
+            click.echo(said)
+        return None
+
+    if len(names) == 1:
+        outcomes = [one(names[0])]
+    else:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  (10 ms that one name does not need)
+
+        with ThreadPoolExecutor(min(len(names), 32)) as pool:
+            outcomes = list(pool.map(one, dict.fromkeys(names)))
+    failures = [error for error in outcomes if error is not None]
+    for error in failures:
+        click.echo(f"vemgr: {error}", err=True)
+    if failures:
+        sys.exit(exit_code_of(failures[0]))
+
+
+@cli.command()
+@names_argument
+@click.option("--template", "template_name", default="", metavar="TEMPLATE", help="What the VE is made from.")
+@setting_options
+@click.pass_context
+def create(context: click.Context, names: tuple[str, ...], template_name: str, **options: str | None) -> None:
+    """Define VEs; 'host' as template links to this host's own system."""
+    settings = given(options)
+    for_each(context, names, lambda c, name: _nothing(c.call("Create", {
+        "name": name, "template": template_name, "settings": settings})))
+
+
+def _nothing(_reply: dict[str, Any]) -> None:
+    """For verbs that have nothing to say when all is well."""
+
+
+@cli.command()
+@names_argument
+@click.option("--dry-run", is_flag=True, help="Print what would be done, step by step.")
+@click.pass_context
+def start(context: click.Context, names: tuple[str, ...], dry_run: bool) -> None:
+    """Start VEs."""
+    if dry_run:
+        for_each(context, names, lambda c, name: "\n".join(c.call("Plan", {"name": name})["steps"]))
+    else:
+        for_each(context, names, lambda c, name: _nothing(c.call("Start", {"name": name})))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "all_", is_flag=True, help="All that run.")
+@click.option("--timeout", type=int, metavar="SECONDS", help="How long to wait before killing.")
+@click.option("--kill", is_flag=True, help="Do not ask, kill.")
+@click.pass_context
+def stop(context: click.Context, names: tuple[str, ...], all_: bool, timeout: int | None, kill: bool) -> None:
+    """Stop VEs: ask, wait, kill; says which step ended each."""
+    if all_:
+        names = tuple(ve["name"] for ve in client(context).call("List")["ves"] if ve["state"] != "stopped")
+    elif not names:
+        raise click.UsageError("name the VEs, or say --all")
+
+    def stop_one(connected: Client, name: str) -> str:
+        reply = connected.call("Stop", {"name": name, "timeout": timeout, "kill": kill})
+        return f"{name}: {reply['step']}"
+
+    if names:
+        for_each(context, names, stop_one)
+
+
+@cli.command()
+@names_argument
+@click.option("--timeout", type=int, metavar="SECONDS", help="How long to wait before killing.")
+@click.pass_context
+def restart(context: click.Context, names: tuple[str, ...], timeout: int | None) -> None:
+    """Stop VEs and start them again."""
+    for_each(context, names, lambda c, name: f"{name}: " + c.call(
+        "Restart", {"name": name, "timeout": timeout})["step"])
+
+
+@cli.command()
+@names_argument
+@click.pass_context
+def suspend(context: click.Context, names: tuple[str, ...]) -> None:
+    """Freeze VEs where they are."""
+    for_each(context, names, lambda c, name: _nothing(c.call("Suspend", {"name": name})))
+
+
+@cli.command()
+@names_argument
+@click.pass_context
+def resume(context: click.Context, names: tuple[str, ...]) -> None:
+    """Let frozen VEs go on."""
+    for_each(context, names, lambda c, name: _nothing(c.call("Resume", {"name": name})))
+
+
+@cli.command()
+@names_argument
+@click.option("--force", is_flag=True, help="Also those that run.")
+@click.pass_context
+def destroy(context: click.Context, names: tuple[str, ...], force: bool) -> None:
+    """Remove VEs with all their data."""
+    for_each(context, names, lambda c, name: _nothing(c.call("Destroy", {"name": name, "force": force})))
+
+
+@cli.command("list")
+@json_option
+@click.option("--running", is_flag=True, help="Only those that run.")
+@click.pass_context
+def list_(context: click.Context, as_json: bool, running: bool) -> None:
+    """All VEs."""
+    ves = [ve for ve in client(context).call("List")["ves"] if not running or ve["state"] != "stopped"]
+    if as_json:
+        tables.as_json(ves)
+    else:
+        tables.table(ves, ("name", "state", "template", "address", "pid"))
+
+
+@cli.command()
+@names_argument
+@json_option
+@click.pass_context
+def show(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
+    """Everything about VEs; limits as read back from the kernel."""
+    def show_one(connected: Client, name: str) -> None:
+        details = connected.call("Show", {"name": name})
+        if as_json:
+            tables.as_json(details)
+        else:
+            tables.fields(_lines(details))
+
+    for_each(context, names, show_one)
+
+
+def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
+    lines = [(key, details[key]) for key in ("name", "state", "template", "hostname", "address", "pid", "created")]
+    if details["lastExit"]:
+        lines.append(("last exit", details["lastExit"]))
+    lines.append(("ids", f"{details['idBase']} to {details['idBase'] + 65535}"))
+    for key, text in details["settings"].items():
+        if key in ("hostname", "address"):
+            continue
+        in_force = details["inForce"].get(key)
+        differs = in_force is not None and in_force != text
+        lines.append((key, f"{text} (in force: {in_force})" if differs else text))
+    usage = details["usage"]
+    for label, key in (("memory used", "memory_current"), ("processes", "pids_current")):
+        if key in usage:
+            lines.append((label, f"{usage[key] // 1024}K" if key.startswith("memory") else usage[key]))
+    if "cpu_stat.usage_usec" in usage:
+        lines.append(("cpu time", f"{usage['cpu_stat.usage_usec'] / 1e6:.2f} s"))
+    return lines
+
+
+@cli.command("set")
+@click.argument("name")
+@setting_options
+@click.pass_context
+def set_(context: click.Context, name: str, **options: str | None) -> None:
+    """Change settings, live where the VE runs; 'default' takes one back."""
+    settings = given(options)
+    if not settings:
+        raise click.UsageError("say what to set")
+    pending = client(context).call("Set", {"name": name, "settings": settings})["pending"]
+    if pending:
+        click.echo(f"{name}: at the next start: {', '.join(pending)}", err=True)
+
+
+exec_options = [
+    click.option("-t", "--tty", "terminal", is_flag=True, help="Give the command a terminal."),
+    click.option("-i", "--interactive", is_flag=True, help="For the habit: standard input is always passed."),
+    click.option("-e", "--env", multiple=True, metavar="KEY=VALUE", help="Set a variable."),
+    click.option("-C", "--cwd", default="", metavar="DIR", help="Start there instead of in the user's home."),
+    click.option("-u", "--user", default="root", metavar="USER[:GROUP]", help="Run as this user of the VE."),
+]
+
+
+def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(exec_options):
+        function = option(function)
+    return function
+
+
+@cli.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@command_options
+@click.argument("name")
+@click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.pass_context
+def exec_(context: click.Context, name: str, argv: tuple[str, ...], terminal: bool, interactive: bool,
+          env: tuple[str, ...], cwd: str, user: str) -> NoReturn:
+    """Run a command in a VE; returns its exit code."""
+    del interactive
+    command = execute.command_of(_command(argv), list(env), cwd, user, terminal)
+    connected = client(context)
+    sys.exit(_execute(lambda parameters, fds: connected.call("Exec", {"name": name, **parameters}, fds), command))
+
+
+def _command(argv: tuple[str, ...]) -> list[str]:
+    """Click keeps the "--" that ends our options when a positional argument came before it."""
+    words = list(argv)
+    if words and words[0] == "--":
+        del words[0]
+    if not words:
+        raise click.UsageError("say what to run after --")
+    return words
+
+
+def _execute(call: execute.Call, command: dict[str, Any]) -> int:
+    try:
+        return execute.execute(call, command)
+    except VemgrError as error:
+        if error.identifier != "ExecFailed":
+            raise
+        click.echo(f"vemgr: {error}", err=True)
+        return int(error.facts.get("status", "126"))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("-u", "--user", default="root", metavar="USER[:GROUP]", help="Enter as this user of the VE.")
+@click.pass_context
+def enter(context: click.Context, name: str, user: str) -> NoReturn:
+    """Open a shell in a VE."""
+    command = execute.command_of([], [], "", user, sys.stdin.isatty())
+    connected = client(context)
+    sys.exit(_execute(lambda parameters, fds: connected.call("Exec", {"name": name, **parameters}, fds), command))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--template", "template_name", default="", metavar="TEMPLATE", help="What the VE is made from.")
+@click.option("--name", default="", help="Its name, chosen by vemgr otherwise.")
+@setting_options
+@command_options
+@click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.pass_context
+def run(context: click.Context, template_name: str, name: str, argv: tuple[str, ...], terminal: bool,
+        interactive: bool, env: tuple[str, ...], cwd: str, user: str, **options: str | None) -> NoReturn:
+    """Run a command in a new VE that goes away with it."""
+    del interactive
+    command = execute.command_of(_command(argv), list(env), cwd, user, terminal)
+    connected = client(context)
+    sys.exit(_execute(lambda parameters, fds: connected.call("Run", {
+        "name": name, "template": template_name, "settings": given(options), **parameters}, fds), command))
+
+
+@cli.command()
+@json_option
+@click.pass_context
+def host(context: click.Context, as_json: bool) -> None:
+    """What this host can enforce, and where things are."""
+    found = client(context).call("GetHost")
+    if as_json:
+        tables.as_json(found)
+    else:
+        found["controllers"] = found["controllers"] or "none: limits are refused"
+        tables.fields(list(found.items()))
+
+
+@cli.command()
+@click.option("--timeout", type=int, metavar="SECONDS", help="How long to wait before killing VEs.")
+@click.pass_context
+def shutdown(context: click.Context, timeout: int | None) -> None:
+    """Stop all VEs, give the network back, end daemon and keeper."""
+    context.invoke(stop, names=(), all_=True, timeout=timeout, kill=False)
+    client(context).call("Shutdown")
+
+
+def main() -> NoReturn:
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as ending:
+        sys.exit(ending.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(20)
+    except click.Abort:
+        sys.exit(130)
+    except VemgrError as error:
+        click.echo(f"vemgr: {error}", err=True)
+        sys.exit(exit_code_of(error))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Printing: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Columns as wide as they need to be, under their names in capitals; an empty value is a dash."""
+    texts = [[column.upper() for column in columns]]
+    texts += [[_text(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[position]) for line in texts) for position in range(len(columns))]
+    for line in texts:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def fields(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Name and value, one a line, values under each other."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        click.echo(f"{name + ':':<{width + 1}}  {_text(value)}".rstrip())
+
+
+def as_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def _text(value: Any) -> str:
+    if value in ("", None, 0, []):
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an administrator can say about a VE: one table of settings.
+
+Each row gives the key of the definition file, the command line's option, how to read and print the value, whether it
+takes effect in a running VE, and the help text. The store, the API, the command line and the man page come from it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
+
+from vemgr.core import resources as units
+from vemgr.core.errors import BadParameter, BadValue
+
+MIB = 1 << 20
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_LONGEST_TEXT = 500
+_MOST_PIDS = 4194304  # the kernel's PID_MAX_LIMIT
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of a VE's settings; None is "no limit" or "as the default goes"."""
+
+    cpus: int | None = None  # thousandths of a CPU
+    cpu_weight: int = 100
+    cpu_mask: str | None = None
+    memory: int | None = None  # bytes
+    swap: int | None = None  # bytes
+    pids: int | None = None
+    io_weight: int = 100
+    io_read: int | None = None  # bytes/s
+    io_write: int | None = None
+    iops_read: int | None = None  # operations/s
+    iops_write: int | None = None
+    network: str = "bridge"
+    address: str | None = None
+    hostname: str | None = None
+    init: tuple[str, ...] = ()
+    on_boot: bool = False
+    stop_timeout: int = 30  # seconds
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table. `controller`: the cgroup controller that enforces it, "" for settings that are no limit."""
+
+    key: str
+    metavar: str
+    parse: Callable[[str, str], Any]
+    show: Callable[[Any], str]
+    help: str
+    live: bool = True
+    controller: str = ""
+
+    @property
+    def option(self) -> str:
+        return f"--{self.key}"
+
+    @property
+    def attribute(self) -> str:
+        return self.key.replace("-", "_")
+
+
+def _count(least: int, most: int, *, unlimited: bool = False) -> Callable[[str, str], int | None]:
+    return lambda field_, text: units.parse_count(field_, text, least=least, most=most, unlimited=unlimited)
+
+
+def _count_text(value: int | None) -> str:
+    return units.UNLIMITED if value is None else str(value)
+
+
+def _parse_memory(field_: str, text: str) -> int | None:
+    # Below this not even the set-up process, which counts against the limit, can run.
+    return units.parse_size(field_, text, least=8 * MIB)
+
+
+def _parse_network(field_: str, text: str) -> str:
+    if text not in ("bridge", "none"):
+        raise BadValue(field_, text, "not a kind of network", remedy="choose 'bridge' or 'none'")
+    return text
+
+
+def _parse_address(field_: str, text: str) -> str | None:
+    if text == "auto":
+        return None
+    try:
+        return str(IPv4Address(text))
+    except AddressValueError:
+        raise BadValue(field_, text, "not an IPv4 address", remedy="write one like 10.1.2.3, or 'auto'") from None
+
+
+def _parse_hostname(field_: str, text: str) -> str:
+    if not _HOSTNAME.fullmatch(text) or ".." in text:
+        raise BadValue(field_, text, "a host name has at most 64 letters, digits, '-' and '.'")
+    return text
+
+
+def _parse_init(field_: str, text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise BadValue(field_, text, str(error).lower()) from None
+    if "\0" in text or (words and not words[0]):
+        raise BadValue(field_, text, "not a command")
+    return words
+
+
+def _parse_flag(field_: str, text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise BadValue(field_, text, "not a flag", remedy="write 'yes' or 'no'")
+    return text == "yes"
+
+
+def _parse_text(field_: str, text: str) -> str:
+    if len(text) > _LONGEST_TEXT or not text.isprintable():
+        raise BadValue(field_, text[:40], f"at most {_LONGEST_TEXT} printable characters on one line")
+    return text
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("cpus", "N", units.parse_cpus, units.format_cpus, "CPU limit, in CPUs: 1.5", controller="cpu"),
+    Setting("cpu-weight", "1-10000", _count(1, 10000), str,
+            "share of contended CPU time, relative to other VEs", controller="cpu"),
+    Setting("cpu-mask", "LIST", units.parse_cpu_mask, lambda value: value or "all",
+            "CPUs the VE may run on: 0-2,5", controller="cpuset"),
+    Setting("memory", "SIZE", _parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
+    Setting("swap", "SIZE", units.parse_size, units.format_size, "swap limit: 0, 256M", controller="memory"),
+    Setting("pids", "N", _count(1, _MOST_PIDS, unlimited=True), _count_text,
+            "how many processes and threads there may be", controller="pids"),
+    Setting("io-weight", "1-1000", _count(1, 1000), str,
+            "share of a contended disk, relative to other VEs", controller="io"),
+    Setting("io-read", "RATE", units.parse_rate, units.format_rate, "disk read limit: 10M/s", controller="io"),
+    Setting("io-write", "RATE", units.parse_rate, units.format_rate, "disk write limit: 10M/s", controller="io"),
+    Setting("iops-read", "N", _count(1, 10**9, unlimited=True), _count_text,
+            "disk read operations per second", controller="io"),
+    Setting("iops-write", "N", _count(1, 10**9, unlimited=True), _count_text,
+            "disk write operations per second", controller="io"),
+    Setting("network", "bridge|none", _parse_network, str, "kind of network", live=False),
+    Setting("address", "IPV4", _parse_address, lambda value: value or "auto",
+            "address on the VEs' bridge, or 'auto' for one from the pool", live=False),
+    Setting("hostname", "NAME", _parse_hostname, lambda value: value or "", "host name inside (the VE's name)",
+            live=False),
+    Setting("init", "COMMAND", _parse_init, shlex.join,
+            "what runs as process 1, empty for the template's own or the built-in one", live=False),
+    Setting("on-boot", "yes|no", _parse_flag, lambda value: "yes" if value else "no", "start with the host"),
+    Setting("stop-timeout", "SECONDS", _count(0, 3600), str,
+            "how long a stop waits for the VE to end by itself"),
+    Setting("description", "TEXT", _parse_text, str, "a line for people"),
+)
+BY_KEY: Mapping[str, Setting] = {setting.key: setting for setting in SETTINGS}
+
+
+def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Settings:
+    """`base` with the settings in `texts` replaced; a text "default" brings the default back.
+
+    Raises `BadParameter` for an unknown key and `BadValue` for a value.
+    """
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        setting = BY_KEY.get(key)
+        if setting is None:
+            raise BadParameter(f"unknown setting: {key}", remedy=f"there are: {', '.join(BY_KEY)}", field=key)
+        if text == "default":
+            values[setting.attribute] = getattr(DEFAULTS, setting.attribute)
+        else:
+            values[setting.attribute] = setting.parse(key, text)
+    result = replace(base or DEFAULTS, **values)
+    if result.swap is not None and result.memory is None:
+        raise BadValue("swap", units.format_size(result.swap), "a swap limit needs a memory limit",
+                       remedy="set memory too")
+    return result
+
+
+def show_settings(settings: Settings, *, all_: bool = False) -> dict[str, str]:
+    """Key to text, of those that differ from the default or of all; `parse_settings` reads it back."""
+    return {
+        setting.key: setting.show(getattr(settings, setting.attribute))
+        for setting in SETTINGS
+        if all_ or getattr(settings, setting.attribute) != getattr(DEFAULTS, setting.attribute)
+    }
+
+
+def changed(before: Settings, after: Settings) -> list[Setting]:
+    return [s for s in SETTINGS if getattr(before, s.attribute) != getattr(after, s.attribute)]
+
+
+DEFAULTS = Settings()
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What is kept of a VE over restarts. `address`: what it got from the pool or was given; `started`: it has been
+    started before; `ephemeral`: it goes away when its command ends."""
+
+    name: str
+    template: str
+    id_base: int
+    created: str
+    settings: Settings = field(default_factory=Settings)
+    address: str = ""
+    started: bool = False
+    ephemeral: bool = False
+
+    @property
+    def hostname(self) -> str:
+        return self.settings.hostname or self.name
+
+
+def check_name(name: str) -> str:
+    """A VE's name is a DNS label, so it is safe as a path component, a cgroup and a host name."""
+    if not _LABEL.fullmatch(name):
+        raise BadValue("name", name[:80], "a name has 1 to 63 characters a-z, 0-9 and '-', and begins and ends with "
+                       "a letter or digit")
+    return name

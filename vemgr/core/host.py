@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Configuration of the host: /etc/vemgr/vemgr.toml. Every key has a default, and the file may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vemgr.core.errors import BadParameter, BadValue, NotEnoughResources
+from vemgr.core.plan import ID_COUNT
+
+# systemd leaves 1879048192 to 2147483647 to nobody (systemd.io/UIDS-GIDS): 4,096 ranges that no adduser, no
+# /etc/subuid default and no nspawn uses.
+_FIRST_ID = 0x70000000
+_LAST_ID = 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """`subnet`: the VEs' IPv4 subnet, or "auto". `cgroup`: name of the VEs' part of the cgroup tree where systemd
+    gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from."""
+
+    state_dir: str = "/var/lib/vemgr"
+    run_dir: str = "/run/vemgr"
+    bridge: str = "vemgr0"
+    subnet: str = "auto"
+    table: str = "vemgr"
+    cgroup: str = "vemgr"
+    id_first: int = _FIRST_ID
+    id_last: int = _LAST_ID
+
+    @staticmethod
+    def from_mapping(document: Mapping[str, Any]) -> HostConfig:
+        """From the file's key-value pairs. Raises `BadParameter` or `BadValue`."""
+        known = {f.name.replace("_", "-"): f for f in fields(HostConfig)}
+        values: dict[str, Any] = {}
+        for key, value in document.items():
+            if key not in known:
+                raise BadParameter(f"unknown key in vemgr.toml: {key}", remedy=f"there are: {', '.join(known)}")
+            wanted = int if known[key].type == "int" else str
+            if type(value) is not wanted:
+                raise BadValue(key, value, f"not a {'number' if wanted is int else 'text'}")
+            values[known[key].name] = value
+        config = HostConfig(**values)
+        for name in ("state_dir", "run_dir"):
+            if not getattr(config, name).startswith("/"):
+                raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")
+        return config
+
+
+def allocate_ids(config: HostConfig, taken: Iterable[int], foreign: Iterable[tuple[int, int]]) -> int:
+    """The first range of ids that neither a VE nor a `foreign` user (first, count; from /etc/subuid) has."""
+    used = set(taken)
+    others = list(foreign)
+    for base in range(config.id_first, config.id_last - ID_COUNT + 2, ID_COUNT):
+        if base not in used and not any(base < first + count and first < base + ID_COUNT for first, count in others):
+            return base
+    raise NotEnoughResources("no range of user ids is left for another VE",
+                             remedy="destroy VEs, or widen id-first and id-last in vemgr.toml")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""States of a VE, and which verb is allowed in which: one table.
+
+The verb in progress is not a state. It is kept apart, so that a state is always what the kernel would say.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from vemgr.core.errors import AlreadyRunning, NotRunning, StillRunning
+
+
+class State(StrEnum):
+    STOPPED = "stopped"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+
+
+class Verb(StrEnum):
+    CREATE = "create"
+    START = "start"
+    STOP = "stop"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    SET = "set"
+    EXEC = "exec"
+    DESTROY = "destroy"
+
+
+# Where each verb leads; a pair that is missing is refused.
+TRANSITIONS: dict[tuple[State, Verb], State] = {
+    (State.STOPPED, Verb.START): State.RUNNING,
+    (State.STOPPED, Verb.SET): State.STOPPED,
+    (State.STOPPED, Verb.DESTROY): State.STOPPED,
+    (State.RUNNING, Verb.STOP): State.STOPPED,
+    (State.RUNNING, Verb.SUSPEND): State.SUSPENDED,
+    (State.RUNNING, Verb.SET): State.RUNNING,
+    (State.RUNNING, Verb.EXEC): State.RUNNING,
+    (State.SUSPENDED, Verb.RESUME): State.RUNNING,
+    (State.SUSPENDED, Verb.STOP): State.STOPPED,
+    (State.SUSPENDED, Verb.SET): State.SUSPENDED,
+}
+
+
+def check(name: str, state: State, verb: Verb) -> State:
+    """The state that `verb` leads to. Raises the error that fits where it is not allowed."""
+    after = TRANSITIONS.get((state, verb))
+    if after is not None:
+        return after
+    if verb == Verb.START:
+        raise AlreadyRunning(name, state)
+    if verb == Verb.DESTROY:
+        raise StillRunning(name, state)
+    raise NotRunning(name, state)

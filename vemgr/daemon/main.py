@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The composition root: joins adapters to use cases, brings the world up to date, and serves the API."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import tomllib
+from pathlib import Path
+
+from asyncvarlink import GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkUnixServer
+from asyncvarlink.serverprotocol import VarlinkInterfaceServerProtocol
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
+
+import vemgr
+from vemgr.api.interface import ManagerInterface, error_reply
+from vemgr.core.errors import KernelLacks, SystemFailure, Unreachable, VemgrError
+from vemgr.core.host import HostConfig
+from vemgr.daemon.service import DaemonService
+from vemgr.kernel import seccomp
+from vemgr.kernel.cgroups import CgroupTree, find_base
+from vemgr.kernel.devices import DevicePolicy
+from vemgr.kernel.service import listening_socket, notify
+from vemgr.runtime.launcher import Child, Launcher
+from vemgr.runtime.limits import Limits
+from vemgr.runtime.manager import Manager, Parts
+from vemgr.runtime.networking import Networking
+from vemgr.runtime.reconcile import load_definitions, reconcile, start_on_boot
+from vemgr.runtime.store import Store, storage_errors
+from vemgr.runtime.templates import Templates
+
+log = logging.getLogger("vemgr")
+_KEEPER_PATIENCE = 100  # tenths of a second to wait for the keeper at start
+
+
+class _Protocol(VarlinkInterfaceServerProtocol):
+    """Turns our errors into the interface's; anything else is a defect of ours, logged here, once."""
+
+    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
+        if isinstance(exc, VemgrError):
+            raise error_reply(exc)
+        log.error("a call failed unexpectedly", exc_info=exc)
+        raise GenericVarlinkErrorReply(
+            error_reply(SystemFailure("x")).name,
+            {"message": f"the daemon has a defect: {type(exc).__name__}: {exc}", "remedy": "its log tells more",
+             "exitCode": SystemFailure.exit_code, "facts": {}})
+
+
+class Daemon:
+    """One daemon's life. `run` returns when it is told to end; VEs and the keeper stay, unless it was a shutdown."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._ending = asyncio.Event()
+        self._keeper_pid = 0
+        self._keeper_ends = False
+        self._background: set[asyncio.Task[None]] = set()
+        self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost)
+        self._manager: Manager | None = None
+        self._parts: Parts | None = None
+
+    async def run(self) -> None:
+        config = self._config
+        for path in (config.state_dir, config.run_dir):
+            with storage_errors(f"make {path}"):
+                os.makedirs(path, mode=0o700, exist_ok=True)
+        lock = _lock(config)
+        children = await self._connect_keeper()
+        parts = self._parts = join(config, self._keeper_pid)
+        manager = self._manager = Manager(parts, self._launcher)
+        load_definitions(manager, parts)
+        await reconcile(manager, parts, children)
+        server = await self._serve(manager, parts)
+        notify("READY=1")
+        log.info("ready, version %s; limits: %s", vemgr.__version__, ", ".join(sorted(parts.tree.controllers)) or "none")
+        await start_on_boot(manager, config.run_dir)
+        await self._ending.wait()
+        notify("STOPPING=1")
+        server.close()
+        await manager.drain()
+        if self._keeper_ends:
+            await self._launcher.shutdown()
+        self._launcher.close()
+        parts.networking.close()
+        os.close(lock)
+
+    def end(self) -> None:
+        self._ending.set()
+
+    def _end_all(self) -> None:
+        self._keeper_ends = True
+        # The reply to the request that asked for it still has to go out.
+        asyncio.get_running_loop().call_later(0.1, self.end)
+
+    async def _connect_keeper(self) -> list[Child]:
+        """Connect and ask what runs; the keeper may be starting at the same time as we are."""
+        for attempt in range(_KEEPER_PATIENCE):
+            try:
+                await self._launcher.connect()
+                break
+            except Unreachable:
+                if attempt == _KEEPER_PATIENCE - 1:
+                    raise
+                await asyncio.sleep(0.1)
+        self._keeper_pid, children = await self._launcher.list()
+        return children
+
+    def _on_exit(self, child: Child) -> None:
+        if self._manager is not None:  # otherwise the list, which is being asked for, has it too
+            self._manager.on_exit(child)
+
+    def _on_keeper_lost(self) -> None:
+        if self._manager is None or self._keeper_ends:
+            return
+        log.error("the keeper has ended, and its VEs with it")
+        task = asyncio.get_running_loop().create_task(self._await_new_keeper())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _await_new_keeper(self) -> None:
+        """Clean up after the VEs that ended with the keeper, then take up with its successor."""
+        assert self._manager is not None
+        assert self._parts is not None
+        await self._manager.on_keeper_lost()
+        while not self._ending.is_set():
+            try:
+                await self._launcher.connect()
+                self._keeper_pid, _ = await self._launcher.list()
+            except Unreachable:
+                await asyncio.sleep(0.2)
+                continue
+            self._manager.use_tree(CgroupTree(find_base(self._keeper_pid, self._config.cgroup)))
+            log.info("connected to a new keeper, process %d", self._keeper_pid)
+            return
+
+    async def _serve(self, manager: Manager, parts: Parts) -> VarlinkUnixServer:
+        registry = VarlinkInterfaceRegistry()
+        registry.register_interface(ManagerInterface(
+            DaemonService(manager, parts, lambda: self._keeper_pid, self._end_all)))
+        registry.register_interface(VarlinkServiceInterface(
+            "vemgr", "vemgr", vemgr.__version__, "https://example.org/vemgr", registry))
+        listener = listening_socket() or _listen(f"{self._config.run_dir}/vemgr.sock")
+        server = VarlinkUnixServer(listener, lambda: _Protocol(registry))
+        await server.start_serving()
+        return server
+
+
+def join(config: HostConfig, keeper_pid: int) -> Parts:
+    """Make the adapters. Raises `KernelLacks` where the host lacks what no VE can do without."""
+    try:
+        tree = CgroupTree(find_base(keeper_pid, config.cgroup))
+    except OSError as error:
+        raise KernelLacks(f"no place for the VEs' cgroups: {error.strerror} ({error.filename})",
+                          remedy="mount cgroup2 on /sys/fs/cgroup") from error
+    data = f"{config.state_dir}/ve"
+    store = Store(data)
+    return Parts(
+        config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
+        limits=Limits(tree, data), devices=DevicePolicy(), networking=Networking(config),
+        filter_fd=_filter(config.run_dir),
+    )
+
+
+def _filter(run_dir: str) -> int:
+    """The compiled system call filter in a memory file; compiled once per boot and version, then read from /run."""
+    path = f"{run_dir}/seccomp-{vemgr.__version__}-{seccomp.digest()}.bpf"
+    try:
+        with open(path, "rb") as file:
+            program = file.read()
+    except FileNotFoundError:
+        program = seccomp.compile_filter()
+        with open(f"{path}.new", "wb") as file:
+            file.write(program)
+        os.rename(f"{path}.new", path)
+    fd = os.memfd_create("vemgr-seccomp", os.MFD_CLOEXEC)
+    os.write(fd, program)
+    return fd
+
+
+def _lock(config: HostConfig) -> int:
+    """One daemon per state directory."""
+    path = f"{config.run_dir}/daemon.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemFailure("a vemgr daemon runs already", path=path) from None
+    return fd
+
+
+def _listen(path: str) -> socket.socket:
+    """The API socket, root's alone. Bound beside and renamed, so that a client never meets a socket nobody serves."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}.new")
+    previous = os.umask(0o177)
+    try:
+        listener.bind(f"{path}.new")
+    finally:
+        os.umask(previous)
+    listener.listen(128)
+    os.rename(f"{path}.new", path)
+    return listener
+
+
+def load_config(path: str) -> HostConfig:
+    """Raises `BadValue`, `BadParameter`, or `SystemFailure` for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return HostConfig.from_mapping(tomllib.load(file))
+    except FileNotFoundError:
+        return HostConfig()
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SystemFailure(f"{path} cannot be read: {error}", path=path) from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="vemgrd", description="The vemgr daemon.")
+    parser.add_argument("--config", default="/etc/vemgr/vemgr.toml", help="host configuration (default: %(default)s)")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_main(load_config(options.config)))
+    except VemgrError as error:
+        print(f"vemgrd: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+async def _main(config: HostConfig) -> None:
+    daemon = Daemon(config)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, daemon.end)
+    await daemon.run()
+
+
+if __name__ == "__main__":
+    main()

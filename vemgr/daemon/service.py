@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the API asks for, answered from the use cases: `vemgr.api.interface.Service`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import vemgr
+from vemgr.api.interface import Command
+from vemgr.core.errors import BadValue, Locked, StillRunning
+from vemgr.core.layers import HOST_TEMPLATE, Template
+from vemgr.core.lifecycle import State
+from vemgr.runtime.manager import Manager, Parts
+
+
+class DaemonService:
+    """`end` ends the daemon."""
+
+    def __init__(self, manager: Manager, parts: Parts, keeper_pid: Callable[[], int], end: Callable[[], None]) -> None:
+        self._manager = manager
+        self._parts = parts
+        self._keeper_pid = keeper_pid
+        self._end = end
+        self._template_verbs: dict[str, str] = {}
+
+    def ves(self) -> list[dict[str, Any]]:
+        return self._manager.list()
+
+    async def show(self, name: str) -> dict[str, Any]:
+        return await self._manager.show(name)
+
+    async def create(self, name: str, template: str, texts: dict[str, str]) -> None:
+        await self._manager.create(name, template, texts)
+
+    async def plan(self, name: str) -> list[str]:
+        return (await self._manager.plan(name)).describe()
+
+    async def start(self, name: str) -> None:
+        await self._manager.start(name)
+
+    async def stop(self, name: str, timeout: int | None, kill: bool) -> str:  # noqa: ASYNC109 (a value of the API)
+        return await self._manager.stop(name, timeout=_seconds(timeout), kill=kill)
+
+    async def restart(self, name: str, timeout: int | None) -> str:  # noqa: ASYNC109
+        return await self._manager.restart(name, timeout=_seconds(timeout))
+
+    async def suspend(self, name: str) -> None:
+        await self._manager.suspend(name)
+
+    async def resume(self, name: str) -> None:
+        await self._manager.resume(name)
+
+    async def destroy(self, name: str, force: bool) -> None:
+        await self._manager.destroy(name, force=force)
+
+    async def set(self, name: str, texts: dict[str, str]) -> list[str]:
+        return await self._manager.set(name, texts)
+
+    async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]:
+        """The command's pid, and a descriptor from which its wait status can be read."""
+        wanted = 1 if command["tty"] else 3
+        if len(stdio) != wanted:
+            raise BadValue("stdio", len(stdio), f"{wanted} descriptors are needed")
+        _check_command(command)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = await self._manager.exec(name, dict(command), writer, stdio)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        return pid, reader
+
+    async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
+                  stdio: list[int]) -> tuple[str, int, int]:
+        name = name or f"run-{secrets.token_hex(4)}"
+        _check_command(command)
+        await self._manager.create(name, template, texts, ephemeral=True)
+        try:
+            await self._manager.start(name)
+            pid, status = await self.exec(name, command, stdio)
+        except BaseException:
+            if name in self._manager.instances:
+                await self._manager.drain()  # a failed exec has begun to take the VE away
+            if name in self._manager.instances:
+                await self._manager.destroy(name, force=True)
+            raise
+        return name, pid, status
+
+    # templates
+
+    def _users(self, template: str) -> list[str]:
+        return [name for name, i in self._manager.instances.items() if i.definition.template == template]
+
+    def _describe(self, template: Template) -> dict[str, Any]:
+        found = asdict(template)
+        del found["trees"]
+        found["initKind"] = found.pop("init_kind")
+        return {**found, "users": self._users(template.name)}
+
+    async def templates(self) -> list[dict[str, Any]]:
+        await asyncio.to_thread(self._parts.templates.host)
+        return [self._describe(t) for t in await asyncio.to_thread(self._parts.templates.list)]
+
+    async def template(self, name: str) -> dict[str, Any]:
+        if name == HOST_TEMPLATE:
+            return self._describe(await asyncio.to_thread(self._parts.templates.host))
+        return self._describe(self._parts.templates.show(name))
+
+    async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]:
+        self._hold(name, "import")
+        try:
+            with os.fdopen(os.dup(archive), "rb") as stream:
+                template = await asyncio.to_thread(
+                    lambda: self._parts.templates.import_archive(name, stream, description=description))
+        finally:
+            del self._template_verbs[name]
+        return self._describe(template)
+
+    def _hold(self, name: str, verb: str) -> None:
+        if name in self._template_verbs:
+            raise Locked(f"template {name}", self._template_verbs[name])
+        self._template_verbs[name] = verb
+
+    async def remove_template(self, name: str) -> None:
+        self._hold(name, "remove")
+        try:
+            await asyncio.to_thread(self._parts.templates.remove, name, self._users(name))
+        finally:
+            del self._template_verbs[name]
+
+    async def refresh_host_template(self) -> None:
+        running = [name for name in self._users(HOST_TEMPLATE)
+                   if self._manager.instances[name].state != State.STOPPED]
+        self._hold(HOST_TEMPLATE, "refresh")
+        try:
+            await asyncio.to_thread(self._parts.templates.refresh_host, running)
+        finally:
+            del self._template_verbs[HOST_TEMPLATE]
+
+    # the host
+
+    async def host(self) -> dict[str, Any]:
+        pool = await self._parts.networking.choose()
+        return {
+            "version": vemgr.__version__, "controllers": sorted(self._parts.tree.controllers),
+            "cgroup": self._parts.tree.base, "subnet": pool.subnet, "bridge": self._parts.config.bridge,
+            "keeperPid": self._keeper_pid(), "stateDir": self._parts.config.state_dir,
+        }
+
+    async def shutdown(self) -> None:
+        """Refused while VEs run: the command line stops them first, with their time-outs."""
+        running = [name for name, i in self._manager.instances.items() if i.state != State.STOPPED]
+        if running:
+            raise StillRunning(", ".join(sorted(running)), "running")
+        await self._parts.networking.take_back()
+        self._end()
+
+
+def _seconds(timeout: int | None) -> float | None:
+    if timeout is None:
+        return None
+    if not 0 <= timeout <= 3600:
+        raise BadValue("timeout", timeout, "not a number of seconds from 0 to 3600")
+    return float(timeout)
+
+
+def _check_command(command: Command) -> None:
+    texts = [*command["argv"], *command["env"], *command["env"].values(), command["cwd"], command["user"]]
+    if any("\0" in text for text in texts):
+        raise BadValue("command", "\\0", "a command cannot hold a zero byte")
+    if command["cwd"] and not command["cwd"].startswith("/"):
+        raise BadValue("cwd", command["cwd"], "not an absolute path")
+    if sum(len(text.encode()) for text in texts) > _LONGEST_COMMAND:
+        raise BadValue("command", "...", f"longer than {_LONGEST_COMMAND} bytes in all",
+                       remedy="write it to a file or pass it on standard input")
+
+
+# A request to the keeper is one datagram; JSON may double the length of a text.
+_LONGEST_COMMAND = 64_000

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VEs' part of the cgroup v2 tree (Documentation/admin-guide/cgroup-v2.rst).
+
+cgroupspy knows only v1 controllers, but its node tree and its file interfaces are generic: `VECgroup` is its
+`Controller` with the files of v2. One directory per VE; the VE's root owns it as far as delegation goes (its
+cgroup.procs, cgroup.threads and cgroup.subtree_control, never the files that hold its limits).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from cgroupspy.controllers import Controller
+from cgroupspy.interfaces import BaseFileInterface, DictFile, FlagFile, IntegerFile, MultiLineIntegerFile
+from cgroupspy.nodes import Node
+
+CONTROLLERS = ("cpu", "cpuset", "memory", "io", "pids")
+_DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
+_EXEC_LEAF = ".vemgr"
+
+
+class LimitFile(BaseFileInterface):  # type: ignore[misc]
+    """A number, or "max" for none."""
+
+    def sanitize_get(self, value: str) -> int | None:
+        return None if value == "max" else int(value)
+
+    def sanitize_set(self, value: int | None) -> str:
+        return "max" if value is None else str(value)
+
+
+class VECgroup(Controller):  # type: ignore[misc]
+    """The files of one VE's cgroup as attributes. Reading or writing raises `OSError`."""
+
+    procs = MultiLineIntegerFile("cgroup.procs")
+    events = DictFile("cgroup.events", readonly=True)
+    freeze = FlagFile("cgroup.freeze")
+    kill = FlagFile("cgroup.kill", writeonly=True)
+    cpu_max = BaseFileInterface("cpu.max")
+    cpu_weight = IntegerFile("cpu.weight")
+    cpu_stat = DictFile("cpu.stat", readonly=True)
+    cpuset_cpus = BaseFileInterface("cpuset.cpus")
+    memory_max = LimitFile("memory.max")
+    memory_high = LimitFile("memory.high")
+    memory_current = IntegerFile("memory.current", readonly=True)
+    memory_events = DictFile("memory.events", readonly=True)
+    memory_reclaim = IntegerFile("memory.reclaim", writeonly=True)
+    memory_swap_max = LimitFile("memory.swap.max")
+    memory_swap_current = IntegerFile("memory.swap.current", readonly=True)
+    pids_max = LimitFile("pids.max")
+    pids_current = IntegerFile("pids.current", readonly=True)
+    io_max = BaseFileInterface("io.max")
+    io_weight = BaseFileInterface("io.weight")
+    io_bfq_weight = BaseFileInterface("io.bfq.weight")
+
+    def get_property(self, filename: bytes) -> str:
+        with open(self.filepath(filename), encoding="ascii") as file:
+            return file.read().strip()
+
+    def set_property(self, filename: bytes, value: object) -> None:
+        # One unbuffered write: the kernel takes each write as a whole command and answers with errno.
+        fd = os.open(self.filepath(filename), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(value).encode())
+        except OSError as error:
+            error.filename = self.filepath(filename).decode()
+            raise
+        finally:
+            os.close(fd)
+
+    def has(self, filename: str) -> bool:
+        return os.path.exists(self.filepath(filename.encode()))
+
+
+class CgroupTree:
+    """All VEs' cgroups, below `base` (made here). `controllers`: those that limits can be set with."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        os.makedirs(base, exist_ok=True)
+        self.controllers = self._enable_controllers()
+
+    def _enable_controllers(self) -> frozenset[str]:
+        """Hand the controllers down to the VEs as far as this place in the tree has them."""
+        parent = os.path.dirname(self.base)
+        for directory in (parent, self.base):
+            available = _words(f"{directory}/cgroup.controllers")
+            for controller in CONTROLLERS:
+                if controller in available and controller not in _words(f"{directory}/cgroup.subtree_control"):
+                    # EBUSY: processes live in `parent` itself; the controller is then simply not there for VEs.
+                    with contextlib.suppress(OSError):
+                        _write(f"{directory}/cgroup.subtree_control", f"+{controller}")
+        return frozenset(_words(f"{self.base}/cgroup.subtree_control")) & frozenset(CONTROLLERS)
+
+    def __getitem__(self, ve: str) -> VECgroup:
+        return VECgroup(Node(f"{self.base}/{ve}"))
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self.base) if entry.is_dir(follow_symlinks=False))
+
+    def create(self, ve: str, owner: int) -> None:
+        """Make the cgroup and delegate it to id `owner` of the host (cgroup-v2.rst, "Delegation")."""
+        path = f"{self.base}/{ve}"
+        os.mkdir(path, 0o755)
+        for name in ("", *_DELEGATED):
+            os.chown(f"{path}/{name}", owner, owner)
+
+    def open(self, ve: str) -> int:
+        """A descriptor to be born into (CLONE_INTO_CGROUP)."""
+        return os.open(f"{self.base}/{ve}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_for_exec(self, ve: str) -> int:
+        """The same for a command from outside. A VE that has distributed its controllers (systemd does) can have no
+        process in its own top cgroup, so the command goes into a leaf beside the VE's own."""
+        path = f"{self.base}/{ve}"
+        if _words(f"{path}/cgroup.subtree_control"):
+            path = f"{path}/{_EXEC_LEAF}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o755)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def populated(self, ve: str) -> bool:
+        try:
+            events: dict[str, int] = self[ve].events
+        except OSError:
+            return False  # ENOENT or ENODEV: it is gone
+        return bool(events.get("populated"))
+
+    def remove(self, ve: str) -> None:
+        """Remove the cgroup and what the VE has made below it, bottom up. Raises `OSError` EBUSY while populated."""
+        for directory, _, _ in os.walk(f"{self.base}/{ve}", topdown=False):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(directory)
+
+    def destroy(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self.base)
+
+
+def find_base(keeper_pid: int, name: str) -> str:
+    """Where the VEs' cgroups go.
+
+    Below the keeper's own service where systemd runs it (Delegate=yes makes that subtree ours; the keeper itself
+    moves to a leaf, for the no-internal-process rule), else a top-level directory `name` of the cgroup2 mount.
+    Raises `FileNotFoundError` when no cgroup2 is mounted.
+    """
+    mountpoint = cgroup2_mountpoint()
+    place = _own_cgroup(keeper_pid)
+    if place.endswith("vemgr-keeper.service/keeper"):
+        return f"{mountpoint}{place.removesuffix('/keeper')}/ve"
+    if place.endswith("/vemgr-keeper.service"):
+        leaf = f"{mountpoint}{place}/keeper"
+        os.makedirs(leaf, exist_ok=True)
+        _write(f"{leaf}/cgroup.procs", str(keeper_pid))
+        return f"{mountpoint}{place}/ve"
+    return f"{mountpoint}/{name}/ve"
+
+
+def cgroup2_mountpoint() -> str:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, rest = line.partition(" - ")
+            if rest.startswith("cgroup2 "):
+                return fields.split()[4]
+    raise FileNotFoundError(2, "no cgroup2 file system is mounted", "/sys/fs/cgroup")
+
+
+def _own_cgroup(pid: int) -> str:
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.startswith("0::"):
+                return line[3:].strip()
+    return "/"
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def io_max_of(text: str, device: str) -> dict[str, str]:
+    """The limits of one device in an io.max file: {"rbps": "max", "wbps": "2097152", ...}."""
+    for line in text.splitlines():
+        name, *pairs = line.split()
+        if name == device:
+            return dict(pair.split("=", 1) for pair in pairs)
+    return {}
+
+
+def readings(cgroup: VECgroup) -> dict[str, Any]:
+    """What the kernel says of a VE now; a figure whose controller is missing is left out."""
+    found: dict[str, Any] = {}
+    for name in ("memory_current", "memory_swap_current", "pids_current", "cpu_stat", "memory_events"):
+        with contextlib.suppress(OSError):
+            found[name] = getattr(cgroup, name)
+    return found

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From settings to cgroup files: what is enforced, how it is changed live, and what the kernel says is in force."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vemgr.core import resources as units
+from vemgr.core.config import DEFAULTS, MIB, Setting, Settings, changed
+from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
+from vemgr.kernel import blockdev, cgroups
+from vemgr.kernel.cgroups import CgroupTree, VECgroup
+
+_PERIOD = 100_000  # microseconds, the kernel's default CPU bandwidth period
+_RECLAIM_STEP = 32 * MIB
+_RECLAIM_PATIENCE = 5  # steps without progress before we say that there is no more to be had
+_IO_KEYS = {"io_read": "rbps", "io_write": "wbps", "iops_read": "riops", "iops_write": "wiops"}
+_CONTROLLER_REMEDY = (
+    "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1) and delegate the controller to vemgr-keeper.service"
+)
+
+
+@dataclass(frozen=True)
+class Disks:
+    """The disks behind the VEs' data, and which file weighs them ("" where none is in force)."""
+
+    devices: tuple[str, ...]
+    weight_file: str
+
+    @staticmethod
+    def behind(directory: str) -> Disks:
+        devices = tuple(blockdev.disks_behind(directory))
+        if devices and all(blockdev.scheduler_of(device) == "bfq" for device in devices):
+            return Disks(devices, "io.bfq.weight")
+        if devices and all(_iocost_enabled(device) for device in devices):
+            return Disks(devices, "io.weight")
+        return Disks(devices, "")
+
+
+def _iocost_enabled(device: str) -> bool:
+    try:
+        with open(f"{cgroups.cgroup2_mountpoint()}/io.cost.qos", encoding="ascii") as file:
+            return any(line.startswith(f"{device} enable=1") for line in file)
+    except OSError:
+        return False
+
+
+class Limits:
+    """Applies settings to VEs' cgroups. `data`: the directory whose disk a VE's I/O goes to."""
+
+    def __init__(self, tree: CgroupTree, data: str) -> None:
+        self._tree = tree
+        self._data = data
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what this host cannot enforce. Raises `NotEnforceable` or `BadValue`; changes nothing."""
+        for setting in changed(DEFAULTS, settings):
+            if setting.controller:
+                self._check_controller(setting)
+        if settings.cpu_mask is not None:
+            online = units.expand_cpu_mask(_read("/sys/devices/system/cpu/online") or "0")
+            missing = units.expand_cpu_mask(settings.cpu_mask) - online
+            if missing:
+                raise BadValue("cpu-mask", settings.cpu_mask, f"this host has no CPU {min(missing)}")
+        wants_io = any(getattr(settings, name) is not None for name in _IO_KEYS)
+        wants_weight = settings.io_weight != DEFAULTS.io_weight
+        if wants_io or wants_weight:
+            self._check_disks(wants_weight)
+
+    def _check_controller(self, setting: Setting) -> None:
+        if setting.controller not in self._tree.controllers:
+            raise NotEnforceable(setting.key, f"cgroup v2 has no {setting.controller} controller here",
+                                 _CONTROLLER_REMEDY)
+
+    def _check_disks(self, weight: bool) -> None:
+        disks = Disks.behind(self._data)
+        if not disks.devices:
+            raise NotEnforceable("io-weight" if weight else "io limits", f"no disk stands behind {self._data}",
+                                 "put the state directory on a file system of a local disk")
+        if weight and not disks.weight_file:
+            names = ", ".join(blockdev.name_of(device) for device in disks.devices)
+            raise NotEnforceable(
+                "io-weight", f"neither BFQ nor io.cost is active on {names}",
+                f"echo bfq > /sys/block/{blockdev.name_of(disks.devices[0])}/queue/scheduler (modprobe bfq)")
+
+    async def apply(self, ve: str, settings: Settings, before: Settings = DEFAULTS) -> None:
+        """Bring a VE's cgroup from `before` to `settings`. On failure what was written is put back."""
+        group = self._tree[ve]
+        undo: list[tuple[Callable[[VECgroup, Settings], None], Settings]] = []
+        differing = {setting.attribute for setting in changed(before, settings)}
+        try:
+            if "memory" in differing:
+                await self._change_memory(group, before.memory, settings.memory)
+                undo.append((_write_memory, before))
+            for names, write in self._writers():
+                if names & differing:
+                    undo.append((write, before))
+                    write(group, settings)
+        except OSError as error:
+            self._put_back(group, undo)
+            raise SystemFailure(f"a limit of VE {ve} cannot be set: {error.strerror}", path=error.filename,
+                                errno=error.errno) from error
+        except BaseException:
+            self._put_back(group, undo)
+            raise
+
+    def _put_back(self, group: VECgroup, undo: list[tuple[Callable[[VECgroup, Settings], None], Settings]]) -> None:
+        for write, settings in reversed(undo):
+            with contextlib.suppress(OSError):
+                write(group, settings)
+
+    def _writers(self) -> list[tuple[set[str], Callable[[VECgroup, Settings], None]]]:
+        return [
+            ({"cpus"}, _write_cpus), ({"cpu_weight"}, _write_cpu_weight), ({"cpu_mask"}, _write_cpu_mask),
+            ({"swap", "memory"}, self._write_swap), ({"pids"}, _write_pids), (set(_IO_KEYS), self._write_io),
+            ({"io_weight"}, self._write_io_weight),
+        ]
+
+    def _write_swap(self, group: VECgroup, settings: Settings) -> None:
+        # A memory limit alone would let the VE go on in the host's swap: with a limit, no swap unless asked for.
+        swap = 0 if settings.memory is not None and settings.swap is None else settings.swap
+        if group.has("memory.swap.max"):
+            group.memory_swap_max = swap
+        elif swap:
+            raise NotEnforceable("swap", "the kernel does not account swap (memory.swap.max is missing)",
+                                 "boot with swapaccount=1")
+
+    def _write_io(self, group: VECgroup, settings: Settings) -> None:
+        values = ((key, getattr(settings, name)) for name, key in _IO_KEYS.items())
+        text = " ".join(f"{key}={'max' if value is None else value}" for key, value in values)
+        for device in Disks.behind(self._data).devices:
+            group.io_max = f"{device} {text}"
+
+    def _write_io_weight(self, group: VECgroup, settings: Settings) -> None:
+        file = Disks.behind(self._data).weight_file
+        if file == "io.bfq.weight":
+            group.io_bfq_weight = settings.io_weight
+        elif file:
+            group.io_weight = f"default {settings.io_weight}"
+
+    async def _change_memory(self, group: VECgroup, before: int | None, after: int | None) -> None:
+        """Set memory.max, shrinking by reclaim first where more is in use: a limit written below what is in use makes
+        the kernel kill. The old limit stays in force until the new one holds.
+
+        memory.high holds back new allocations meanwhile; it is lifted again in every case, as it would freeze the VE.
+        """
+        if after is not None and (before is None or after < before) and group.memory_current > after:
+            if not group.has("memory.reclaim"):
+                raise NotEnforceable("memory", "more is in use, and this kernel cannot reclaim on demand",
+                                     "stop the VE first (memory.reclaim needs Linux 5.19)")
+            group.memory_high = after
+            try:
+                await self._reclaim_to(group, after)
+                group.memory_max = after
+            finally:
+                group.memory_high = None
+        else:
+            group.memory_max = after
+
+    async def _reclaim_to(self, group: VECgroup, target: int) -> None:
+        patience, least = _RECLAIM_PATIENCE, group.memory_current
+        while (current := group.memory_current) > target:
+            if current < least:
+                patience, least = _RECLAIM_PATIENCE, current
+            elif not patience:
+                raise LimitNotReached(
+                    f"memory cannot be limited to {units.format_size(target)}: {current // MIB}M is in use and cannot "
+                    "be reclaimed; the old limit stays in force",
+                    remedy="end something in the VE, or allow it swap", field="memory", used=current, wanted=target)
+            patience -= 1
+            # EAGAIN: less than asked was reclaimed; the next round looks again.
+            with contextlib.suppress(BlockingIOError):
+                await asyncio.to_thread(_reclaim, group, min(current - target, _RECLAIM_STEP))
+            await asyncio.sleep(0.01)
+
+    def in_force(self, ve: str) -> dict[str, str]:
+        """The limits as the kernel has them, in the settings' own units."""
+        group = self._tree[ve]
+        found: dict[str, str] = {}
+        for key, read in _READERS.items():
+            with contextlib.suppress(OSError, ValueError):
+                found[key] = read(group)
+        disks = Disks.behind(self._data)
+        with contextlib.suppress(OSError):
+            if disks.weight_file:
+                text = group.io_bfq_weight if disks.weight_file == "io.bfq.weight" else group.io_weight
+                found["io-weight"] = str(text).splitlines()[0].split()[-1]
+            text = group.io_max if "io" in self._tree.controllers else ""
+            for device in disks.devices[:1]:
+                values = cgroups.io_max_of(text, device)
+                for name, key in _IO_KEYS.items():
+                    found[name.replace("_", "-")] = _io_text(name, values.get(key, "max"))
+        return found
+
+
+def _reclaim(group: VECgroup, amount: int) -> None:
+    group.memory_reclaim = amount
+
+
+def _write_cpus(group: VECgroup, settings: Settings) -> None:
+    group.cpu_max = "max" if settings.cpus is None else f"{settings.cpus * _PERIOD // 1000} {_PERIOD}"
+
+
+def _write_cpu_weight(group: VECgroup, settings: Settings) -> None:
+    group.cpu_weight = settings.cpu_weight
+
+
+def _write_cpu_mask(group: VECgroup, settings: Settings) -> None:
+    group.cpuset_cpus = settings.cpu_mask or "\n"
+
+
+def _write_memory(group: VECgroup, settings: Settings) -> None:
+    group.memory_max = settings.memory
+
+
+def _write_pids(group: VECgroup, settings: Settings) -> None:
+    group.pids_max = settings.pids
+
+
+def _cpus_text(group: VECgroup) -> str:
+    quota, period = group.cpu_max.split()
+    return units.UNLIMITED if quota == "max" else units.format_cpus(int(quota) * 1000 // int(period))
+
+
+def _io_text(name: str, value: str) -> str:
+    if value == "max":
+        return units.UNLIMITED
+    return value if name.startswith("iops") else units.format_rate(int(value))
+
+
+_READERS: dict[str, Callable[[Any], str]] = {
+    "cpus": _cpus_text,
+    "cpu-weight": lambda group: str(group.cpu_weight),
+    "cpu-mask": lambda group: group.cpuset_cpus or "all",
+    "memory": lambda group: units.format_size(group.memory_max),
+    "swap": lambda group: units.format_size(group.memory_swap_max),
+    "pids": lambda group: "unlimited" if group.pids_max is None else str(group.pids_max),
+}
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which plan starts a VE: pure, so that it can be printed, compared and tested without root."""
+
+from __future__ import annotations
+
+import signal
+
+from vemgr.core.config import Definition
+from vemgr.core.layers import Template
+from vemgr.core.plan import Directory, Network, Plan, WriteFile, kernel_operations, root_operations
+
+
+def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
+    """What becomes process 1: the VE's own choice, the template's init, or () for the built-in one."""
+    if definition.settings.init:
+        return definition.settings.init
+    if template.init_kind == "none" or definition.ephemeral:
+        return ()
+    return (template.init,)
+
+
+def stop_signal(definition: Definition, template: Template) -> signal.Signals | int:
+    """How this init is asked to end the system: systemd(1) "SIGNALS", busybox init, sysvinit's power failure."""
+    if definition.settings.init or not choose_init(definition, template):
+        return signal.SIGTERM
+    return {"systemd": signal.SIGRTMIN + 3, "busybox": signal.SIGUSR2, "sysvinit": signal.SIGPWR,
+            "openrc": signal.SIGPWR}.get(template.init_kind, signal.SIGTERM)
+
+
+def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str) -> Plan:
+    """`data`: the VE's own layers. `stage`: an empty directory of the host. `resolv_conf`: text for the VE."""
+    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{definition.address or '127.0.1.1'} {_names(definition)}\n"
+    operations = (
+        *root_operations(template, data),
+        *kernel_operations(),
+        Directory("etc"),
+        WriteFile("etc/hostname", f"{definition.hostname}\n"),
+        WriteFile("etc/hosts", hosts),
+        *([WriteFile("etc/resolv.conf", resolv_conf, "managed")] if resolv_conf else []),
+        Network(),
+    )
+    return Plan(
+        name=definition.name, hostname=definition.hostname, id_base=definition.id_base,
+        init=choose_init(definition, template), stage=stage, first=not definition.started, operations=operations,
+    )
+
+
+def _names(definition: Definition) -> str:
+    short = definition.hostname.partition(".")[0]
+    return definition.hostname if short == definition.hostname else f"{definition.hostname} {short}"

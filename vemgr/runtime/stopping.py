@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ending a VE in bounded time: signal, deadline, cgroup.kill, cgroup seen empty."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+
+from vemgr.core.errors import CannotStop
+from vemgr.kernel.cgroups import CgroupTree
+from vemgr.kernel.process import handles_signal
+
+_LOOK = 0.02  # seconds between looks at the init
+_RESEND = 1.0  # seconds until the signal is sent again
+# An init that has not installed a handler so long after the request never will: sleep(1), a shell script. The kernel
+# drops the signal for it, so waiting out the whole time would help nobody.
+_NO_HANDLER = 5.0
+_EMPTY = 10.0  # seconds for the kernel to empty a killed cgroup; longer means a task in uninterruptible sleep
+
+
+async def ask_to_end(pid: int, pidfd: int, signum: int, timeout: float, ended: asyncio.Event) -> str:
+    """Ask init to end; returns why it did or did not: "clean", "no handler for ..." or "timeout"."""
+    deadline = time.monotonic() + timeout
+    began = time.monotonic()
+    sent = 0.0
+    ready = False
+    while not ended.is_set():
+        now = time.monotonic()
+        if now >= deadline:
+            return f"{timeout:g} s passed"
+        now_ready = handles_signal(pid, signum)
+        # Sent before init had its handler, a signal is lost: send as soon as there is one, and now and then again.
+        if (now_ready and not ready) or now - sent >= _RESEND:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signum)
+            sent = now
+        ready = now_ready
+        if not ready and now - began >= _NO_HANDLER:
+            return f"init does not handle {_name(signum)}"
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), min(_LOOK, deadline - now) or _LOOK)
+    return "clean"
+
+
+def _name(signum: int) -> str:
+    if signum == signal.SIGRTMIN + 3:
+        return "SIGRTMIN+3"
+    return signal.Signals(signum).name
+
+
+async def kill_all(tree: CgroupTree, ve: str) -> None:
+    """Kill everything in a VE's cgroup and wait until it is empty. Raises `CannotStop`."""
+    group = tree[ve]
+    with contextlib.suppress(FileNotFoundError):
+        group.kill = True
+    deadline = time.monotonic() + _EMPTY
+    while tree.populated(ve):
+        if time.monotonic() >= deadline:
+            raise CannotStop(f"VE {ve} cannot be stopped: processes do not die",
+                             remedy="look for state D in ps; a hung disk or network file system holds them", ve=ve)
+        await asyncio.sleep(0.005)
+
+
+async def freeze(tree: CgroupTree, ve: str, frozen: bool, timeout: float = 10.0) -> bool:
+    """Freeze or thaw; whether it came to be within `timeout` seconds."""
+    tree[ve].freeze = frozen
+    deadline = time.monotonic() + timeout
+    while bool(tree[ve].events.get("frozen")) != frozen:
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(0.005)
+    return True

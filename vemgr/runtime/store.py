@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Definitions on disk: `ve/NAME/config.toml`, readable and editable by an administrator.
+
+A definition is replaced as a whole: written beside, fsynced, renamed, its directory fsynced, so that a crash at any
+moment leaves the old one or the new one (rename(2), and "All File Systems Are Not Created Equal", OSDI 2014).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import tomlkit
+from tomlkit.exceptions import ParseError
+
+from vemgr.core.config import Definition, check_name, parse_settings, show_settings
+from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
+
+FORMAT = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Broken(VemgrError):
+    """A definition on disk cannot be read; the VE is left alone until somebody mends the file."""
+
+    exit_code = 3
+
+
+class Store:
+    """The directory `ve` of the state directory. Methods raise `NoSpace` or `SystemFailure` for the disk's faults."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        with storage_errors("make the state directory"):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+
+    def path(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+    def names(self) -> list[str]:
+        with storage_errors("list the definitions"):
+            return sorted(e.name for e in os.scandir(self.directory) if not e.name.startswith(".") and e.is_dir())
+
+    def load(self, name: str) -> Definition:
+        path = f"{self.path(name)}/config.toml"
+        try:
+            with open(path, encoding="utf-8") as file:
+                return _parse(name, file.read())
+        except FileNotFoundError:
+            raise NoSuchVE(name) from None
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise Broken(f"the definition of VE {name} cannot be read: {error}", remedy=f"mend {path}",
+                         path=path) from error
+        except VemgrError as error:
+            raise Broken(f"the definition of VE {name} is wrong: {error.message}", remedy=f"mend {path}",
+                         path=path) from error
+
+    def create(self, definition: Definition) -> None:
+        """Make the VE's directory with its definition, complete or not at all."""
+        path = self.path(definition.name)
+        partial = f"{self.directory}/.{definition.name}.partial"
+        with storage_errors(f"create VE {definition.name}"):
+            shutil.rmtree(partial, ignore_errors=True)
+            os.mkdir(partial, 0o700)
+            try:
+                replace_file(f"{partial}/config.toml", _render(definition))
+                if os.path.lexists(path):
+                    raise VEExists(definition.name)
+                os.rename(partial, path)
+                _sync_directory(self.directory)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+
+    def save(self, definition: Definition) -> None:
+        path = f"{self.path(definition.name)}/config.toml"
+        with storage_errors(f"save the definition of VE {definition.name}"):
+            replace_file(path, _render(definition, _existing(path)))
+
+    def trees(self, definition: Definition, count: int) -> str:
+        """The directory that holds the VE's own writes: N/{upper,work} for each tree of its template."""
+        data = f"{self.path(definition.name)}/data"
+        with storage_errors(f"prepare the data of VE {definition.name}"):
+            for number in range(count):
+                for kind in ("upper", "work"):
+                    os.makedirs(f"{data}/{number}/{kind}", mode=0o700, exist_ok=True)
+                upper = f"{data}/{number}/upper"
+                # The root directory of the overlay is this one: readable by all users of the VE, reachable by none
+                # of the host, as the directories above are 0700.
+                os.chmod(upper, 0o755)
+                os.chown(upper, definition.id_base, definition.id_base)
+        return data
+
+    def remove(self, name: str) -> None:
+        """Remove a VE's directory: out of sight first, so that a crash half-way leaves no half VE."""
+        with storage_errors(f"remove VE {name}"):
+            gone = f"{self.directory}/.{name}.removed"
+            shutil.rmtree(gone, ignore_errors=True)
+            os.rename(self.path(name), gone)
+            _sync_directory(self.directory)
+            shutil.rmtree(gone)
+
+    def sweep(self) -> list[str]:
+        """Remove what an interrupted create or destroy has left; returns the names."""
+        left = [e.name for e in os.scandir(self.directory) if e.name.startswith(".")]
+        for name in left:
+            shutil.rmtree(f"{self.directory}/{name}", ignore_errors=True)
+        return left
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn the disk's `OSError` into an error that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        facts = {"path": error.filename or "", "errno": error.errno or 0}
+        if error.errno in _FULL:
+            raise NoSpace(f"cannot {what}: no space left on the disk", remedy="free some space or inodes",
+                          **facts) from error
+        raise SystemFailure(f"cannot {what}: {error.strerror or error}", **facts) from error
+
+
+def _parse(name: str, text: str) -> Definition:
+    document = tomllib.loads(text)  # a tenth of the time of tomlkit, which is needed for comments only
+    if document["format"] != FORMAT:
+        raise BadValue("format", document["format"], f"this vemgr reads format {FORMAT}")
+    ve = document["ve"]
+    return Definition(
+        name=check_name(name), template=str(ve["template"]), id_base=int(ve["id-base"]), created=str(ve["created"]),
+        settings=parse_settings({key: str(value) for key, value in document.get("settings", {}).items()}),
+        address=str(ve.get("address", "")), started=bool(ve.get("started", False)),
+        ephemeral=bool(ve.get("ephemeral", False)),
+    )
+
+
+def _existing(path: str) -> tomlkit.TOMLDocument:
+    """The document as it is, for the comments an administrator has written into it."""
+    with suppress(OSError, ParseError), open(path, encoding="utf-8") as file:
+        return tomlkit.parse(file.read())
+    return tomlkit.document()
+
+
+def _render(definition: Definition, document: tomlkit.TOMLDocument | None = None) -> str:
+    if document is None:
+        document = tomlkit.document()
+        document.add(tomlkit.comment(f"VE {definition.name}; 'vemgr set' changes the settings"))
+    document["format"] = FORMAT
+    values = {"template": definition.template, "id-base": definition.id_base, "created": definition.created,
+              "address": definition.address, "started": definition.started, "ephemeral": definition.ephemeral}
+    _merge(document, "ve", values)
+    _merge(document, "settings", show_settings(definition.settings))
+    return tomlkit.dumps(document)
+
+
+def _merge(document: tomlkit.TOMLDocument, name: str, values: dict[str, object]) -> None:
+    if name not in document:
+        document[name] = tomlkit.table()
+    table = document[name]
+    assert isinstance(table, dict)
+    for key in [key for key in table if key not in values]:
+        del table[key]
+    for key, value in values.items():
+        if key not in table or table[key] != value:
+            table[key] = value
+
+
+def replace_file(path: str, text: str) -> None:
+    """Replace a small file as a whole, durably. Raises `OSError`; then the old file is as it was."""
+    temporary = f"{path}.new"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            data = text.encode()
+            while data:
+                data = data[os.write(fd, data):]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_directory(os.path.dirname(path))
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

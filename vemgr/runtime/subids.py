@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Host ids that belong to others: the ranges of subuid(5) and subgid(5), which podman and LXC hand out."""
+
+from __future__ import annotations
+
+import contextlib
+
+
+def foreign_ranges(paths: tuple[str, ...] = ("/etc/subuid", "/etc/subgid")) -> list[tuple[int, int]]:
+    """(first, count) of every line; a file that is missing has none."""
+    found: list[tuple[int, int]] = []
+    for path in paths:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                _, first, count = (line.strip().split(":") + ["", ""])[:3]
+                if first.isdigit() and count.isdigit():
+                    found.append((int(first), int(count)))
+    return found
