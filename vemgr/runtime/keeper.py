@@ -119,11 +119,15 @@ class Keeper:
 
     def _on_connection(self) -> None:
         connection, _ = self._listener.accept()
-        if self._daemon is not None:
-            self._drop_daemon()
         connection.setblocking(False)
-        self._daemon = connection
-        self._watch(connection, self._on_request)
+        self._watch(connection, lambda: self._on_request(connection))
+
+    def _forget(self, connection: socket.socket) -> None:
+        if connection is self._daemon:
+            self._drop_daemon()
+        else:
+            self._selector.unregister(connection)
+            connection.close()
 
     def _drop_daemon(self) -> None:
         """The daemon is gone. Starts that still wait for its network are given up, all else goes on."""
@@ -144,18 +148,20 @@ class Keeper:
         except OSError:
             self._drop_daemon()  # it asks for the list when it is back
 
-    def _on_request(self) -> None:
-        if self._daemon is None:
-            return
+    def _on_request(self, connection: socket.socket) -> None:
         try:
-            message, fds = receive(self._daemon)
+            message, fds = receive(connection)
         except BlockingIOError:
             return
         except OSError:
             message, fds = None, []
         if message is None:
-            self._drop_daemon()
+            self._forget(connection)
             return
+        if connection is not self._daemon:
+            # Who asks is the daemon; who only connects wants to know whether we live.
+            self._drop_daemon()
+            self._daemon = connection
         try:
             _REQUESTS[message["call"]](self, message, fds)
         except OSError as error:
