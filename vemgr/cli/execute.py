@@ -56,7 +56,7 @@ def _open(fd: int) -> int:
 
 def _exit_code(status_fd: int) -> int:
     data = b""
-    while len(data) < 4:  # noqa: PLR2004  (a native int)
+    while len(data) < 4:  # a native int
         try:
             chunk = os.read(status_fd, 4 - len(data))
         except InterruptedError:

@@ -84,7 +84,7 @@ def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[C
 @click.option("--template", "template_name", default="", metavar="TEMPLATE", help="What the VE is made from.")
 @setting_options
 @click.pass_context
-def create(context: click.Context, names: tuple[str, ...], template_name: str, **options: str | None) -> None:
+def create(context: click.Context, /, names: tuple[str, ...], template_name: str, **options: str | None) -> None:
     """Define VEs; 'host' as template links to this host's own system."""
     settings = given(options)
     for_each(context, names, lambda c, name: _nothing(c.call("Create", {
@@ -216,7 +216,7 @@ def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
 @click.argument("name")
 @setting_options
 @click.pass_context
-def set_(context: click.Context, name: str, **options: str | None) -> None:
+def set_(context: click.Context, /, name: str, **options: str | None) -> None:
     """Change settings, live where the VE runs; 'default' takes one back."""
     settings = given(options)
     if not settings:
@@ -293,7 +293,7 @@ def enter(context: click.Context, name: str, user: str) -> NoReturn:
 @command_options
 @click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
 @click.pass_context
-def run(context: click.Context, template_name: str, name: str, argv: tuple[str, ...], terminal: bool,
+def run(context: click.Context, /, template_name: str, name: str, argv: tuple[str, ...], terminal: bool,
         interactive: bool, env: tuple[str, ...], cwd: str, user: str, **options: str | None) -> NoReturn:
     """Run a command in a new VE that goes away with it."""
     del interactive

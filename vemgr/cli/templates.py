@@ -19,7 +19,7 @@ import click
 
 from vemgr.api.client import Client
 from vemgr.cli import connection, tables
-from vemgr.core.errors import BadValue, NotEnoughResources, SystemFailure, TemplateUnusable, VemgrError
+from vemgr.core.errors import BadValue, NotEnoughResources, SystemFailure, VemgrError
 from vemgr.core.layers import check_template_name
 
 _DEBIAN = {"11": "bullseye", "12": "bookworm", "13": "trixie", "sid": "sid"}
@@ -92,8 +92,8 @@ def import_(context: click.Context, name: str, source: str, description: str) ->
         _import(connected, name, description, 0)
     elif os.path.isdir(source):
         _stream(connected, name, description, Producer(
-            "tar", ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--one-file-system", "-C", source, "-cf",
-                    "-", "."]))
+            "tar", ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--one-file-system", "-C", source,
+                    "-cf", "-", "."]))
     else:
         try:
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -157,21 +157,17 @@ def _stream(connected: Client, name: str, description: str, producer: Producer) 
         _import(connected, name, description, process.stdout.fileno())
     except VemgrError as error:
         failure = error
-    finally:
-        process.stdout.close()  # nobody reads any more: the program ends with SIGPIPE if it has not ended already
-        if failure is not None and not isinstance(failure, TemplateUnusable) and failure.identifier != "TemplateUnusable":
-            process.terminate()
-        code = process.wait()
-        watcher.join()
-        process.stderr.close()
-    if failure is None and code == 0:
-        return
+    # Nobody reads any more: a program that is not at its end gets SIGPIPE now.
+    process.stdout.close()
+    code = process.wait()
+    watcher.join()
+    process.stderr.close()
     if code > 0:
         if failure is None:
             connected.call("RemoveTemplate", {"name": name})
         raise SystemFailure(f"{producer.name} failed with status {code}: {'; '.join(lines[-_KEPT_LINES:])}")
-    assert failure is not None
-    raise failure
+    if failure is not None:
+        raise failure
 
 
 def _show_progress(stream: IO[bytes], lines: list[str]) -> None:

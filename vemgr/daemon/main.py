@@ -79,7 +79,8 @@ class Daemon:
         await reconcile(manager, parts, children)
         server = await self._serve(manager, parts)
         notify("READY=1")
-        log.info("ready, version %s; limits: %s", vemgr.__version__, ", ".join(sorted(parts.tree.controllers)) or "none")
+        limits = ", ".join(sorted(parts.tree.controllers)) or "none"
+        log.info("ready, version %s; limits: %s", vemgr.__version__, limits)
         await start_on_boot(manager, config.run_dir)
         await self._ending.wait()
         notify("STOPPING=1")
@@ -109,7 +110,7 @@ class Daemon:
                 if attempt == _KEEPER_PATIENCE - 1:
                     raise
                 await asyncio.sleep(0.1)
-        self._keeper_pid, children = await self._launcher.list()
+        self._keeper_pid, children = await self._launcher.children()
         return children
 
     def _on_exit(self, child: Child) -> None:
@@ -132,7 +133,7 @@ class Daemon:
         while not self._ending.is_set():
             try:
                 await self._launcher.connect()
-                self._keeper_pid, _ = await self._launcher.list()
+                self._keeper_pid, _ = await self._launcher.children()
             except Unreachable:
                 await asyncio.sleep(0.2)
                 continue

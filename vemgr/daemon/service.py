@@ -29,7 +29,7 @@ class DaemonService:
         self._template_verbs: dict[str, str] = {}
 
     def ves(self) -> list[dict[str, Any]]:
-        return self._manager.list()
+        return self._manager.summaries()
 
     async def show(self, name: str) -> dict[str, Any]:
         return await self._manager.show(name)
@@ -43,10 +43,10 @@ class DaemonService:
     async def start(self, name: str) -> None:
         await self._manager.start(name)
 
-    async def stop(self, name: str, timeout: int | None, kill: bool) -> str:  # noqa: ASYNC109 (a value of the API)
+    async def stop(self, name: str, timeout: int | None, kill: bool) -> str:
         return await self._manager.stop(name, timeout=_seconds(timeout), kill=kill)
 
-    async def restart(self, name: str, timeout: int | None) -> str:  # noqa: ASYNC109
+    async def restart(self, name: str, timeout: int | None) -> str:
         return await self._manager.restart(name, timeout=_seconds(timeout))
 
     async def suspend(self, name: str) -> None:

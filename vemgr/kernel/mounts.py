@@ -87,7 +87,7 @@ def _fsconfig(context: int, command: int, key: str | None, value: str | None, fs
 
 
 def _explanation(context: int) -> str:
-    messages = []
+    messages: list[str] = []
     try:
         while len(messages) < 8:
             messages.append(os.read(context, 1024).decode(errors="replace").strip().removeprefix("e "))

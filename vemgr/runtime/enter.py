@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import socket
 import stat
 import struct
@@ -164,7 +163,7 @@ def find_account(user: str) -> Account:
     name, _, group = user.partition(":")
     for line in _database("/etc/passwd"):
         fields = line.split(":")
-        if len(fields) == 7 and name in (fields[0], fields[2]):  # noqa: PLR2004
+        if len(fields) == 7 and name in (fields[0], fields[2]):
             uid, gid = int(fields[2]), int(group or fields[3])
             return Account(uid, gid, _groups_of(fields[0]), fields[0], fields[5] or "/", fields[6] or "/bin/sh")
     if name == "root":
@@ -176,7 +175,7 @@ def find_account(user: str) -> Account:
 
 def _groups_of(name: str) -> tuple[int, ...]:
     entries = (line.split(":") for line in _database("/etc/group"))
-    return tuple(int(f[2]) for f in entries if len(f) == 4 and f[2].isdigit() and name in f[3].split(","))  # noqa: PLR2004
+    return tuple(int(f[2]) for f in entries if len(f) == 4 and f[2].isdigit() and name in f[3].split(","))
 
 
 def _database(path: str) -> list[str]:

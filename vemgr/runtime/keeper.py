@@ -27,7 +27,7 @@ from vemgr.kernel.process import start_time
 from vemgr.kernel.service import notify_ready
 from vemgr.runtime.console import ConsoleTail
 from vemgr.runtime.enter import Command, fork_command
-from vemgr.runtime.spawn import MESSAGE_BOUND, fork_setup, receive, send
+from vemgr.runtime.spawn import fork_setup, receive, send
 
 
 @dataclass

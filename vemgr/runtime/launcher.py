@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ class Launcher:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-        lost = ({"event": "lost"}, list[int]())
+        lost: tuple[dict[str, Any], list[int]] = ({"event": "lost"}, [])
         for pending in self._pending.values():
             pending.replies.put_nowait(lost)
 
@@ -125,7 +125,7 @@ class Launcher:
             raise Unreachable(f"the keeper does not take requests: {error.strerror}") from error
 
     @contextlib.contextmanager
-    def _request(self) -> Any:
+    def _request(self) -> Iterator[tuple[int, asyncio.Queue[tuple[dict[str, Any], list[int]]]]]:
         number = next(self._numbers)
         pending = self._pending[number] = _Pending()
         try:
@@ -174,7 +174,7 @@ class Launcher:
                 raise _exec_failure(ve, message)
             return int(message["pid"])
 
-    async def list(self) -> tuple[int, list[Child]]:
+    async def children(self) -> tuple[int, list[Child]]:
         """The keeper's pid and all its children, also those that have ended and were not `taken`."""
         children: list[Child] = []
         with self._request() as (number, replies):

@@ -13,7 +13,7 @@ from vemgr.core import resources as units
 from vemgr.core.config import DEFAULTS, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.kernel import blockdev, cgroups
-from vemgr.kernel.cgroups import CgroupTree, VECgroup
+from vemgr.kernel.cgroups import CgroupTree
 
 _PERIOD = 100_000  # microseconds, the kernel's default CPU bandwidth period
 _RECLAIM_STEP = 32 * MIB
@@ -22,6 +22,10 @@ _IO_KEYS = {"io_read": "rbps", "io_write": "wbps", "iops_read": "riops", "iops_w
 _CONTROLLER_REMEDY = (
     "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1) and delegate the controller to vemgr-keeper.service"
 )
+
+
+# cgroupspy's interfaces are descriptors without annotations: to mypy an attribute would be the interface itself.
+Writer = Callable[[Any, Settings], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Limits:
     async def apply(self, ve: str, settings: Settings, before: Settings = DEFAULTS) -> None:
         """Bring a VE's cgroup from `before` to `settings`. On failure what was written is put back."""
         group = self._tree[ve]
-        undo: list[tuple[Callable[[VECgroup, Settings], None], Settings]] = []
+        undo: list[tuple[Writer, Settings]] = []
         differing = {setting.attribute for setting in changed(before, settings)}
         try:
             if "memory" in differing:
@@ -108,19 +112,19 @@ class Limits:
             self._put_back(group, undo)
             raise
 
-    def _put_back(self, group: VECgroup, undo: list[tuple[Callable[[VECgroup, Settings], None], Settings]]) -> None:
+    def _put_back(self, group: Any, undo: list[tuple[Writer, Settings]]) -> None:
         for write, settings in reversed(undo):
             with contextlib.suppress(OSError):
                 write(group, settings)
 
-    def _writers(self) -> list[tuple[set[str], Callable[[VECgroup, Settings], None]]]:
+    def _writers(self) -> list[tuple[set[str], Writer]]:
         return [
             ({"cpus"}, _write_cpus), ({"cpu_weight"}, _write_cpu_weight), ({"cpu_mask"}, _write_cpu_mask),
             ({"swap", "memory"}, self._write_swap), ({"pids"}, _write_pids), (set(_IO_KEYS), self._write_io),
             ({"io_weight"}, self._write_io_weight),
         ]
 
-    def _write_swap(self, group: VECgroup, settings: Settings) -> None:
+    def _write_swap(self, group: Any, settings: Settings) -> None:
         # A memory limit alone would let the VE go on in the host's swap: with a limit, no swap unless asked for.
         swap = 0 if settings.memory is not None and settings.swap is None else settings.swap
         if group.has("memory.swap.max"):
@@ -129,20 +133,20 @@ class Limits:
             raise NotEnforceable("swap", "the kernel does not account swap (memory.swap.max is missing)",
                                  "boot with swapaccount=1")
 
-    def _write_io(self, group: VECgroup, settings: Settings) -> None:
+    def _write_io(self, group: Any, settings: Settings) -> None:
         values = ((key, getattr(settings, name)) for name, key in _IO_KEYS.items())
         text = " ".join(f"{key}={'max' if value is None else value}" for key, value in values)
         for device in Disks.behind(self._data).devices:
             group.io_max = f"{device} {text}"
 
-    def _write_io_weight(self, group: VECgroup, settings: Settings) -> None:
+    def _write_io_weight(self, group: Any, settings: Settings) -> None:
         file = Disks.behind(self._data).weight_file
         if file == "io.bfq.weight":
             group.io_bfq_weight = settings.io_weight
         elif file:
             group.io_weight = f"default {settings.io_weight}"
 
-    async def _change_memory(self, group: VECgroup, before: int | None, after: int | None) -> None:
+    async def _change_memory(self, group: Any, before: int | None, after: int | None) -> None:
         """Set memory.max, shrinking by reclaim first where more is in use: a limit written below what is in use makes
         the kernel kill. The old limit stays in force until the new one holds.
 
@@ -161,7 +165,7 @@ class Limits:
         else:
             group.memory_max = after
 
-    async def _reclaim_to(self, group: VECgroup, target: int) -> None:
+    async def _reclaim_to(self, group: Any, target: int) -> None:
         patience, least = _RECLAIM_PATIENCE, group.memory_current
         while (current := group.memory_current) > target:
             if current < least:
@@ -179,7 +183,7 @@ class Limits:
 
     def in_force(self, ve: str) -> dict[str, str]:
         """The limits as the kernel has them, in the settings' own units."""
-        group = self._tree[ve]
+        group: Any = self._tree[ve]
         found: dict[str, str] = {}
         for key, read in _READERS.items():
             with contextlib.suppress(OSError, ValueError):
@@ -197,31 +201,31 @@ class Limits:
         return found
 
 
-def _reclaim(group: VECgroup, amount: int) -> None:
+def _reclaim(group: Any, amount: int) -> None:
     group.memory_reclaim = amount
 
 
-def _write_cpus(group: VECgroup, settings: Settings) -> None:
+def _write_cpus(group: Any, settings: Settings) -> None:
     group.cpu_max = "max" if settings.cpus is None else f"{settings.cpus * _PERIOD // 1000} {_PERIOD}"
 
 
-def _write_cpu_weight(group: VECgroup, settings: Settings) -> None:
+def _write_cpu_weight(group: Any, settings: Settings) -> None:
     group.cpu_weight = settings.cpu_weight
 
 
-def _write_cpu_mask(group: VECgroup, settings: Settings) -> None:
+def _write_cpu_mask(group: Any, settings: Settings) -> None:
     group.cpuset_cpus = settings.cpu_mask or "\n"
 
 
-def _write_memory(group: VECgroup, settings: Settings) -> None:
+def _write_memory(group: Any, settings: Settings) -> None:
     group.memory_max = settings.memory
 
 
-def _write_pids(group: VECgroup, settings: Settings) -> None:
+def _write_pids(group: Any, settings: Settings) -> None:
     group.pids_max = settings.pids
 
 
-def _cpus_text(group: VECgroup) -> str:
+def _cpus_text(group: Any) -> str:
     quota, period = group.cpu_max.split()
     return units.UNLIMITED if quota == "max" else units.format_cpus(int(quota) * 1000 // int(period))
 

@@ -102,7 +102,7 @@ class Manager:
             raise NoSuchVE(name)
         return instance
 
-    def list(self) -> list[dict[str, Any]]:
+    def summaries(self) -> list[dict[str, Any]]:
         return [self._summary(self._instances[name]) for name in sorted(self._instances)]
 
     def _summary(self, instance: Instance) -> dict[str, Any]:
@@ -355,7 +355,8 @@ class Manager:
             after = check(name, instance.state, Verb.SUSPEND)
             if not await stopping.freeze(self._parts.tree, name, True):
                 await stopping.freeze(self._parts.tree, name, False)
-                raise SystemFailure(f"VE {name} does not freeze: a process of it is in an uninterruptible call", ve=name)
+                raise SystemFailure(f"VE {name} does not freeze: a process of it is in an uninterruptible call",
+                                    ve=name)
             instance.state = after
 
     async def resume(self, name: str) -> None:

@@ -29,7 +29,8 @@ def stop_signal(definition: Definition, template: Template) -> signal.Signals | 
 
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str) -> Plan:
     """`data`: the VE's own layers. `stage`: an empty directory of the host. `resolv_conf`: text for the VE."""
-    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{definition.address or '127.0.1.1'} {_names(definition)}\n"
+    own = f"{definition.address or '127.0.1.1'} {_names(definition)}"
+    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{own}\n"
     operations = (
         *root_operations(template, data),
         *kernel_operations(),

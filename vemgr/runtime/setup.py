@@ -17,6 +17,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vemgr.core import plan as operations
@@ -67,8 +68,7 @@ class Setup:
         self._step("stage", self._stage)
         self._step("enter namespaces", self._enter)
         for operation in self.plan.operations:
-            execute = _EXECUTE[type(operation)]
-            self._step(operation.describe(), lambda do=execute, op=operation: do(self, op))
+            self._step(operation.describe(), partial(_EXECUTE[type(operation)], self, operation))
         # A descriptor of the host's file system that lived on would lead out of the VE.
         self._step("pivot", lambda: mounts.pivot_into(self._root_fd))
 

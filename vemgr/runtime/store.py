@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import tomlkit
@@ -118,11 +118,11 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        facts = {"path": error.filename or "", "errno": error.errno or 0}
-        if error.errno in _FULL:
+        path, code = error.filename or "", error.errno or 0
+        if code in _FULL:
             raise NoSpace(f"cannot {what}: no space left on the disk", remedy="free some space or inodes",
-                          **facts) from error
-        raise SystemFailure(f"cannot {what}: {error.strerror or error}", **facts) from error
+                          path=path, errno=code) from error
+        raise SystemFailure(f"cannot {what}: {error.strerror or error}", path=path, errno=code) from error
 
 
 def _parse(name: str, text: str) -> Definition:
@@ -157,7 +157,7 @@ def _render(definition: Definition, document: tomlkit.TOMLDocument | None = None
     return tomlkit.dumps(document)
 
 
-def _merge(document: tomlkit.TOMLDocument, name: str, values: dict[str, object]) -> None:
+def _merge(document: tomlkit.TOMLDocument, name: str, values: Mapping[str, object]) -> None:
     if name not in document:
         document[name] = tomlkit.table()
     table = document[name]

@@ -12,7 +12,7 @@ def foreign_ranges(paths: tuple[str, ...] = ("/etc/subuid", "/etc/subgid")) -> l
     for path in paths:
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                _, first, count = (line.strip().split(":") + ["", ""])[:3]
+                _, first, count = [*line.strip().split(":"), "", ""][:3]
                 if first.isdigit() and count.isdigit():
                     found.append((int(first), int(count)))
     return found
