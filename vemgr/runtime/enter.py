@@ -97,6 +97,9 @@ def _become_command(command: Command, filter_: bytes, stdio: list[int], channel:
         # A session of its own: the administrator's terminal must not be the command's controlling terminal, or it
         # could push characters into it (TIOCSTI).
         os.setsid()
+        # Until now we have the host root's ids, which do not exist in the VE: what we made would belong to nobody.
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
         account = find_account(command.user)
         if command.tty:
             operation = "open a terminal"

@@ -189,11 +189,11 @@ class Limits:
             with contextlib.suppress(OSError, ValueError):
                 found[key] = read(group)
         disks = Disks.behind(self._data)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # without the controller there are no such files
             if disks.weight_file:
                 text = group.io_bfq_weight if disks.weight_file == "io.bfq.weight" else group.io_weight
                 found["io-weight"] = str(text).splitlines()[0].split()[-1]
-            text = group.io_max if "io" in self._tree.controllers else ""
+            text = group.io_max
             for device in disks.devices[:1]:
                 values = cgroups.io_max_of(text, device)
                 for name, key in _IO_KEYS.items():
