@@ -69,7 +69,7 @@ class Keeper:
         self._daemon: socket.socket | None = None
         self._children: dict[int, Child] = {}
         self._births: dict[int, Birth] = {}
-        self._consoles: dict[str, ConsoleTail] = {}
+        self._consoles: dict[int, ConsoleTail] = {}  # by the pid of the init
         self._unclaimed: dict[int, int] = {}  # reaped before the message that names them was read
         self._running = True
 
@@ -209,7 +209,7 @@ class Keeper:
         elif event == "entered":
             self._adopt(birth, message["pid"], -1)
         elif event == "console":
-            self._keep_console(birth.ve, os.dup(fds[0]), os.dup(fds[1]))
+            self._keep_console(birth.pid, os.dup(fds[0]), os.dup(fds[1]))
         elif event == "started":
             birth.started = True
         else:
@@ -236,6 +236,7 @@ class Keeper:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(birth.pid, signal.SIGKILL)
             child = self._children.pop(birth.pid)
+            self._close_console(birth.pid)
             for fd in (child.pidfd, child.status_fd):
                 if fd >= 0:
                     os.close(fd)
@@ -263,13 +264,12 @@ class Keeper:
         hint = "; it counts against the VE's memory limit, which may be too small" if code == -signal.SIGKILL else ""
         return {"operation": "set up", "errno": 0, "error": f"the set-up process {why}{hint}", "path": ""}
 
-    def _keep_console(self, ve: str, master: int, slave: int) -> None:
-        self._close_console(ve)
-        tail = self._consoles[ve] = ConsoleTail(master, slave)
+    def _keep_console(self, init: int, master: int, slave: int) -> None:
+        tail = self._consoles[init] = ConsoleTail(master, slave)
         self._watch(master, tail.drain)
 
-    def _close_console(self, ve: str) -> None:
-        tail = self._consoles.pop(ve, None)
+    def _close_console(self, init: int) -> None:
+        tail = self._consoles.pop(init, None)
         if tail is not None:
             self._selector.unregister(tail.master)
             tail.close()
@@ -297,11 +297,10 @@ class Keeper:
         child = self._children.get(message["pid"])
         if child is not None and child.status is not None:
             del self._children[child.pid]
-            if child.kind == "init":
-                self._close_console(child.ve)
+            self._close_console(child.pid)
 
     def _console(self, message: dict[str, Any], _fds: list[int]) -> None:
-        tail = self._consoles.get(message["ve"])
+        tail = self._consoles.get(message["pid"])
         self._tell({"event": "console", "id": message["id"], "text": tail.text() if tail else ""})
 
     def _shutdown(self, message: dict[str, Any], _fds: list[int]) -> None:

@@ -190,10 +190,10 @@ class Launcher:
         with contextlib.suppress(Unreachable):
             self._send({"id": next(self._numbers), "call": "taken", "pid": child.pid})
 
-    async def console(self, ve: str) -> str:
-        """The last 8 KiB of what the VE's init printed on its console."""
+    async def console(self, init: int) -> str:
+        """The last 8 KiB of what a VE's init, named by its pid, printed on its console."""
         with self._request() as (number, replies):
-            self._send({"id": number, "call": "console", "ve": ve})
+            self._send({"id": number, "call": "console", "pid": init})
             message, _ = await self._answer(replies)
             return str(message["text"])
 

@@ -121,12 +121,12 @@ class Manager:
             "settings": show_settings(definition.settings, all_=True),
             "inForce": self._parts.limits.in_force(name) if running else {},
             "usage": _flat(readings(self._parts.tree[name])) if running else {},
-            "console": await self._console(name) if running else "",
+            "console": await self._console(instance.pid) if running else "",
         }
 
-    async def _console(self, name: str) -> str:
+    async def _console(self, init: int) -> str:
         try:
-            return await self._launcher.console(name)
+            return await self._launcher.console(init)
         except VemgrError:
             return ""
 
