@@ -21,6 +21,7 @@ MIB = 1 << 20
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _LONGEST_TEXT = 500
+_LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
 _MOST_PIDS = 4194304  # the kernel's PID_MAX_LIMIT
 
 
@@ -133,7 +134,7 @@ SETTINGS: tuple[Setting, ...] = (
             "CPUs the VE may run on: 0-2,5", controller="cpuset"),
     Setting("memory", "SIZE", _parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
     Setting("swap", "SIZE", units.parse_size, units.format_size, "swap limit: 0, 256M", controller="memory"),
-    Setting("pids", "N", _count(1, _MOST_PIDS, unlimited=True), _count_text,
+    Setting("pids", "N", _count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), _count_text,
             "how many processes and threads there may be", controller="pids"),
     Setting("io-weight", "1-1000", _count(1, 1000), str,
             "share of a contended disk, relative to other VEs", controller="io"),

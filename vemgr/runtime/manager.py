@@ -62,6 +62,7 @@ class Instance:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
     last_exit: str = ""
+    console: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Manager:
             "settings": show_settings(definition.settings, all_=True),
             "inForce": self._parts.limits.in_force(name) if running else {},
             "usage": _flat(readings(self._parts.tree[name])) if running else {},
-            "console": await self._console(instance.pid) if running else "",
+            "console": await self._console(instance.pid) if running else instance.console,
         }
 
     async def _console(self, init: int) -> str:
@@ -196,10 +197,11 @@ class Manager:
 
     async def _destroy(self, instance: Instance) -> None:
         name = instance.definition.name
-        # In a thread: a VE may hold a million files.
-        await asyncio.to_thread(self._parts.store.remove, name)
+        gone = self._parts.store.remove(name)
         del self._instances[name]
         log.info("VE %s destroyed", name)
+        # In a thread: a VE may hold a million files.
+        await asyncio.to_thread(self._parts.store.purge, gone)
 
     # start
 
@@ -447,6 +449,7 @@ class Manager:
             return
         name, status = child.ve, child.status or 0
         instance.last_exit = describe_exit(status)
+        instance.console = await self._console(child.pid)  # the keeper forgets it with the child
         instance.ended.set()
         if instance.stopping:
             return  # the verb tidies up

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-HEADER = "# written by vemgr from the host's resolv.conf when this VE was started"
-
 #: resolv.conf(5), MAXNS: the C library reads no more than three, so a fourth would only seem to be in use.
 MAX_NAMESERVERS = 3
 
@@ -121,7 +119,7 @@ def reachable(server: str, ipv6: bool) -> bool:
 
 def render(nameservers: list[str], left_out: list[str], other: dict[str, str]) -> str:
     """The text, with a note on what was left out for whoever wonders inside the VE."""
-    lines = [HEADER]
+    lines: list[str] = []
     if left_out:
         lines.append(f"# left out, not reachable from this VE: {' '.join(left_out)}")
     lines += [f"nameserver {server}" for server in nameservers]

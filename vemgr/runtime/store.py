@@ -8,7 +8,9 @@ moment leaves the old one or the new one (rename(2), and "All File Systems Are N
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import secrets
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,8 @@ from tomlkit.exceptions import ParseError
 
 from vemgr.core.config import Definition, check_name, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -95,14 +99,21 @@ class Store:
                 os.chown(upper, definition.id_base, definition.id_base)
         return data
 
-    def remove(self, name: str) -> None:
-        """Remove a VE's directory: out of sight first, so that a crash half-way leaves no half VE."""
+    def remove(self, name: str) -> str:
+        """Take a VE out of sight in one step, so that a crash leaves no half VE; returns what is then to be purged."""
+        gone = f"{self.directory}/.{name}.{secrets.token_hex(4)}.removed"
         with storage_errors(f"remove VE {name}"):
-            gone = f"{self.directory}/.{name}.removed"
-            shutil.rmtree(gone, ignore_errors=True)
             os.rename(self.path(name), gone)
             _sync_directory(self.directory)
+        return gone
+
+    @staticmethod
+    def purge(gone: str) -> None:
+        """Delete what was removed; may take long. What resists is tried again when the daemon starts."""
+        try:
             shutil.rmtree(gone)
+        except OSError as error:
+            log.error("%s could not be deleted: %s", gone, error)
 
     def sweep(self) -> list[str]:
         """Remove what an interrupted create or destroy has left; returns the names."""
