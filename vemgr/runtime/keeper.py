@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import logging
 import os
 import selectors
 import signal
@@ -28,6 +29,8 @@ from vemgr.kernel.service import notify_ready
 from vemgr.runtime.console import ConsoleTail
 from vemgr.runtime.enter import Command, fork_command
 from vemgr.runtime.spawn import fork_setup, receive, send
+
+log = logging.getLogger("vemgr.keeper")
 
 
 @dataclass
@@ -84,7 +87,10 @@ class Keeper:
         gc.freeze()  # children share our pages until a collector run would touch them all
         while self._running:
             for key, _ in self._selector.select():
-                key.data()
+                try:
+                    key.data()
+                except Exception:  # a defect here must not end every VE
+                    log.exception("unexpected failure")
 
     def _watch(self, thing: socket.socket | int, action: Callable[[], None]) -> None:
         self._selector.register(thing, selectors.EVENT_READ, action)
@@ -107,9 +113,14 @@ class Keeper:
                 self._unclaimed[pid] = status
             return
         child.status = status
+        if not any(birth.pid == pid for birth in self._births.values()):
+            self._report(child)
+
+    def _report(self, child: Child) -> None:
+        """Tell the daemon and who waits for a command how a child has ended."""
         if child.status_fd >= 0:
             with contextlib.suppress(OSError):
-                os.write(child.status_fd, struct.pack("=i", status))
+                os.write(child.status_fd, struct.pack("=i", child.status))
             os.close(child.status_fd)
             child.status_fd = -1
         if child.pidfd >= 0:
@@ -235,9 +246,9 @@ class Keeper:
         if not well and birth.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(birth.pid, signal.SIGKILL)
-            child = self._children.pop(birth.pid)
+            failed = self._children.pop(birth.pid)
             self._close_console(birth.pid)
-            for fd in (child.pidfd, child.status_fd):
+            for fd in (failed.pidfd, failed.status_fd):
                 if fd >= 0:
                     os.close(fd)
         if birth.status_fd >= 0:
@@ -247,8 +258,11 @@ class Keeper:
                         "start_time": self._children[birth.pid].started})
         else:
             self._tell({**(birth.failure or self._silence(birth)), "event": "failed", "id": birth.id})
-        if birth.pid in self._unclaimed and birth.pid in self._children:
-            self._on_death(birth.pid, self._unclaimed.pop(birth.pid))
+        child = self._children.get(birth.pid)
+        if child is not None:
+            child.status = self._unclaimed.pop(child.pid, child.status)
+            if child.status is not None:
+                self._report(child)
         if not self._births:
             self._unclaimed.clear()
 
