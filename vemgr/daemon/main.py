@@ -88,6 +88,7 @@ class Daemon:
         await manager.drain()
         if self._keeper_ends:
             await self._launcher.shutdown()
+            parts.tree.destroy()
         self._launcher.close()
         parts.networking.close()
         os.close(lock)

@@ -135,8 +135,10 @@ class CgroupTree:
                 os.rmdir(directory)
 
     def destroy(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self.base)
+        """Remove our part of the tree. What is still in use stays: under systemd the directory above is its own."""
+        for path in (self.base, os.path.dirname(self.base)):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
 
 def find_base(keeper_pid: int, name: str) -> str:
