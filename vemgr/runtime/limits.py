@@ -214,7 +214,9 @@ def _write_cpu_weight(group: Any, settings: Settings) -> None:
 
 
 def _write_cpu_mask(group: Any, settings: Settings) -> None:
-    group.cpuset_cpus = settings.cpu_mask or "\n"
+    # Back to "as the parent" is refused (ENOSPC) while the VE has processes: all CPUs there are come to the same.
+    every = _read("/sys/devices/system/cpu/online") if group.cpuset_cpus else "\n"
+    group.cpuset_cpus = settings.cpu_mask or every
 
 
 def _write_memory(group: Any, settings: Settings) -> None:
