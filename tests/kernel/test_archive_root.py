@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vemgr.runtime.archive import unpack
+from vemgr.templates.archive import unpack
 
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)  # cap_net_raw=ep, revision 2
 

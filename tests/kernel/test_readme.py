@@ -2,9 +2,7 @@
 """README.md's tour: its commands do what it says, and print what it shows."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -57,80 +55,51 @@ def differing(expected, printed):
     return re.fullmatch(pattern_of(expected), printed.strip(), re.DOTALL) is None
 
 
-class Instance:
-    """vemgr apart from the machine's own: directories, network namespace, bridge, table and cgroup of its own."""
+class Reader:
+    """Who follows the tour: a shell in which `sudo` and `vemgr` mean an instance of the test's own."""
 
-    def __init__(self, directory):
-        self.directory = directory
-        self.netns = f"vemgr-tour-{os.getpid()}"
-        name = f"vetour{os.getpid() % 10**6}"
-        settings = {"state-dir": f"{directory}/state", "run-dir": f"{directory}/run", "bridge": name, "table": name,
-                    "cgroup": name}
-        (directory / "vemgr.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
-        (directory / "bin").mkdir()
+    def __init__(self, instance, directory):
+        self.instance, self.bin = instance, directory
         self.program("sudo", 'exec "$@"')
         self.program("vemgr", f'exec "{sys.executable}" -m vemgr.cli.main "$@"')
-        subprocess.run(["ip", "netns", "add", self.netns], check=True, timeout=20)
-        self.shell("ip link set lo up")
 
     def program(self, name, text):
-        path = self.directory / "bin" / name
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
+        (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
+        (self.bin / name).chmod(0o755)
 
-    def shell(self, command):
-        """Run a line as README's reader would; exit code and output, with the paths of a usual installation."""
-        # Not `ip netns exec`: it mounts another /sys, without the cgroup tree.
+    def types(self, line):
+        """The line's exit code and what it prints, with the paths of a usual installation."""
+        environment = self.instance.environment(LC_ALL="C")
+        environment["PATH"] = f"{self.bin}:{environment['PATH']}"
         done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.netns}", "bash", "-c", command], cwd="/", text=True, timeout=120,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={"PATH": f"{self.directory}/bin:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT), "LC_ALL": "C",
-                 "VEMGR_CONFIG": f"{self.directory}/vemgr.toml"},
+            ["nsenter", f"--net=/run/netns/{self.instance.netns}", "bash", "-c", line], cwd="/", env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
         )
-        return done.returncode, done.stdout.replace(f"{self.directory}/state", "/var/lib/vemgr")
-
-    def close(self):
-        try:
-            code, output = self.shell("vemgr shutdown --timeout 1")
-            assert code == 0, output
-        finally:
-            subprocess.run(["ip", "netns", "del", self.netns], timeout=20)
-
-
-def probe():
-    """Why no VE can be made here, "" if one can: a network namespace with a bridge, and mounts, are what it takes."""
-    if shutil.which("ip") is None or shutil.which("nsenter") is None:
-        return "iproute2 and util-linux are not installed"
-    command = ["unshare", "--net", "--mount", "ip", "link", "add", "probe", "type", "bridge"]
-    return "" if subprocess.run(command, capture_output=True, timeout=20).returncode == 0 else "no namespaces here"
+        return done.returncode, done.stdout.replace(str(self.instance.state), "/var/lib/vemgr")
 
 
 @pytest.fixture
-def instance(tmp_path_factory):
-    why = probe()
-    if why:
-        (pytest.fail if os.environ.get("VEMGR_MUST_WORK") else pytest.skip)(why)
-    instance = Instance(tmp_path_factory.mktemp("tour"))
-    yield instance
-    instance.close()
+def reader(make_instance, tmp_path):
+    with make_instance(template=False) as instance:
+        yield Reader(instance, tmp_path)
 
 
-def test_the_tour_works_as_written(instance):
+def test_the_tour_works_as_written(reader):
     steps = tour_of((PROJECT / "README.md").read_text())
     assert len(steps) > 10
-    code, output = instance.shell("vemgr host --json")
+    code, output = reader.types("vemgr host --json")
     assert code == 0, output
     able = set(json.loads(output)["controllers"]) >= CONTROLLERS
     for step in steps:
         if step.needs_controllers and not able:
             if step.sets_a_limit:
-                assert instance.shell(step.command)[0] == NOT_ENFORCEABLE, step.command
+                assert reader.types(step.command)[0] == NOT_ENFORCEABLE, step.command
             continue
-        code, output = instance.shell(step.command)
+        code, output = reader.types(step.command)
         expected = 127 if "cannot run" in step.output else 0
         assert code == expected, f"{step.command}: {output}"
         assert not differing(step.output, output), f"$ {step.command}\n{output}\nbut README shows:\n{step.output}"
-    assert instance.shell("vemgr list --json") == (0, "[]\n")
+    assert reader.types("vemgr list --json") == (0, "[]\n")
 
 
 def test_what_readme_shows_is_compared():

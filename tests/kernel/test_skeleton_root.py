@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vemgr.runtime.skeleton import build_skeleton
-from vemgr.runtime.templates import Templates
+from vemgr.templates.skeleton import build_skeleton
+from vemgr.templates.store import Templates
 
 
 @pytest.fixture(autouse=True)

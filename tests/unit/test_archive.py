@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vemgr.core.errors import NoSpace, SystemFailure, TemplateUnusable
-from vemgr.runtime import archive as archive_module
-from vemgr.runtime.archive import DEFAULT_LIMITS, ArchiveLimits, ArchiveSummary, unpack
+from vemgr.templates import archive as archive_module
+from vemgr.templates.archive import DEFAULT_LIMITS, ArchiveLimits, ArchiveSummary, unpack
 
 UID, GID = os.getuid(), os.getgid()
 if UID > 65535 or GID > 65535:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vemgr.core.errors import NoSpace, TemplateUnusable
-from vemgr.runtime.skeleton import SkeletonSummary, build_skeleton
-from vemgr.runtime.tree_writer import TreeWriter
+from vemgr.templates.skeleton import SkeletonSummary, build_skeleton
+from vemgr.templates.tree_writer import TreeWriter
 
 Build = Callable[[], SkeletonSummary]
 

@@ -19,8 +19,8 @@ from vemgr.core.errors import (
     VemgrError,
 )
 from vemgr.core.layers import Template, Tree
-from vemgr.runtime import templates as module
-from vemgr.runtime.templates import Templates, utc_now
+from vemgr.templates import store as module
+from vemgr.templates.store import Templates, utc_now
 
 NOW = "2024-05-01T12:00:00+00:00"
 ELF = b"\x7fELF\x02\x01".ljust(18, b"\0") + struct.pack("<H", 183)

@@ -70,7 +70,7 @@ def _start(config: HostConfig, config_path: str) -> None:
         deadline = time.monotonic() + _PATIENCE
         keeper, api = f"{config.run_dir}/keeper.sock", f"{config.run_dir}/vemgr.sock"
         if not _answers(keeper, socket.SOCK_SEQPACKET):
-            _spawn(config, "keeper", ["-m", "vemgr.runtime.keeper", "--run-dir", config.run_dir])
+            _spawn(config, "keeper", ["-m", "vemgr.keeper.main", "--run-dir", config.run_dir])
             _await(keeper, socket.SOCK_SEQPACKET, deadline, f"{config.run_dir}/keeper.log")
         if not _answers(api, socket.SOCK_STREAM):
             pid = _spawn(config, "daemon", ["-m", "vemgr.daemon.main", "--config", config_path])

@@ -34,7 +34,7 @@ from vemgr.runtime.manager import Manager, Parts
 from vemgr.runtime.networking import Networking
 from vemgr.runtime.reconcile import load_definitions, reconcile, start_on_boot
 from vemgr.runtime.store import Store, storage_errors
-from vemgr.runtime.templates import Templates
+from vemgr.templates.store import Templates
 
 log = logging.getLogger("vemgr")
 _KEEPER_PATIENCE = 100  # tenths of a second to wait for the keeper at start

@@ -16,7 +16,7 @@ from typing import Any
 
 from vemgr.core.errors import ExecFailed, StartFailed, Unreachable, VemgrError
 from vemgr.core.plan import Plan
-from vemgr.runtime.spawn import receive, send
+from vemgr.keeper.protocol import receive, send
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 

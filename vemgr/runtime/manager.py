@@ -41,7 +41,7 @@ from vemgr.runtime.networking import Networking
 from vemgr.runtime.planning import make_plan, stop_signal
 from vemgr.runtime.store import Store
 from vemgr.runtime.subids import foreign_ranges
-from vemgr.runtime.templates import Templates, utc_now
+from vemgr.templates.store import Templates, utc_now
 
 log = logging.getLogger(__name__)
 

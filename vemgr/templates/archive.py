@@ -19,9 +19,9 @@ from typing import BinaryIO, cast
 
 from vemgr.core.errors import NoSpace, SystemFailure, TemplateUnusable, VemgrError
 from vemgr.kernel.syncfs import syncfs
-from vemgr.runtime.archive_entry import checked_path, checked_target, metadata, shown
-from vemgr.runtime.compression import TarSource
-from vemgr.runtime.tree_writer import EntryError, EntryPath, TreeWriter
+from vemgr.templates.archive_entry import checked_path, checked_target, metadata, shown
+from vemgr.templates.compression import TarSource
+from vemgr.templates.tree_writer import EntryError, EntryPath, TreeWriter
 
 _CHUNK = 256 << 10
 _BLOCK = 512

@@ -24,11 +24,12 @@ from typing import Any
 import prctl
 
 from vemgr.core.plan import Plan
+from vemgr.keeper.console import ConsoleTail
+from vemgr.keeper.enter import Command, fork_command
+from vemgr.keeper.protocol import receive, send
+from vemgr.keeper.spawn import fork_setup
 from vemgr.kernel.process import start_time
 from vemgr.kernel.service import notify_ready
-from vemgr.runtime.console import ConsoleTail
-from vemgr.runtime.enter import Command, fork_command
-from vemgr.runtime.spawn import fork_setup, receive, send
 
 log = logging.getLogger("vemgr.keeper")
 

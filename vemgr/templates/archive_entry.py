@@ -6,7 +6,7 @@ from __future__ import annotations
 import tarfile
 from decimal import Decimal
 
-from vemgr.runtime.tree_writer import EntryError, EntryPath, Metadata
+from vemgr.templates.tree_writer import EntryError, EntryPath, Metadata
 
 _COMPONENT_BOUND = 255  # NAME_MAX
 _TARGET_BOUND = 4095  # PATH_MAX without the terminating null

@@ -19,11 +19,11 @@ from vemgr.core.errors import NoSpace, SystemFailure, TemplateUnusable
 from vemgr.core.layers import Tree
 from vemgr.kernel.openat2 import open_beneath
 from vemgr.kernel.syncfs import syncfs
-from vemgr.runtime.host_accounts import account_files
-from vemgr.runtime.host_etc import EtcCopy
-from vemgr.runtime.host_mask import build_mask, unmasked
-from vemgr.runtime.template_record import mask_name
-from vemgr.runtime.tree_writer import EntryError, Metadata, TreeWriter
+from vemgr.templates.host_accounts import account_files
+from vemgr.templates.host_etc import EtcCopy
+from vemgr.templates.host_mask import build_mask, unmasked
+from vemgr.templates.record import mask_name
+from vemgr.templates.tree_writer import EntryError, Metadata, TreeWriter
 
 # On a merged-/usr host all but the first are symlinks and are copied as such; elsewhere each gets an overlay.
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32")

@@ -22,10 +22,11 @@ from typing import NoReturn
 import prctl
 
 from vemgr.core.plan import CAPABILITIES, PAYLOAD_ENVIRONMENT
+from vemgr.keeper import confine
+from vemgr.keeper.protocol import send
+from vemgr.keeper.setup import TIOCGPTPEER, TIOCSPTLCK
+from vemgr.keeper.spawn import forget_signals
 from vemgr.kernel import namespaces
-from vemgr.runtime import confine
-from vemgr.runtime.setup import TIOCGPTPEER, TIOCSPTLCK
-from vemgr.runtime.spawn import forget_signals, send
 
 _ALL_NAMESPACES = (
     namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET

@@ -19,8 +19,8 @@ from typing import NoReturn
 import prctl
 
 from vemgr.core.plan import PAYLOAD_ENVIRONMENT, Plan
+from vemgr.keeper import confine
 from vemgr.kernel import namespaces
-from vemgr.runtime import confine
 
 GO = b"g"
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL to what is left when the built-in init ends the VE

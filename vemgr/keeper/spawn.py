@@ -11,35 +11,23 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import signal
 import socket
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import prctl
 
 from vemgr.core.plan import Plan
+from vemgr.keeper.init import GO, become_init
+from vemgr.keeper.protocol import receive, send
+from vemgr.keeper.setup import Setup, SetupError
 from vemgr.kernel import namespaces
-from vemgr.runtime.init import GO, become_init
-from vemgr.runtime.setup import Setup, SetupError
-
-MESSAGE_BOUND = 200_000  # bytes; a SOCK_SEQPACKET datagram fits the default socket buffer (212,992)
 
 _INIT_NAMESPACES = (
     namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
     | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP
 )
-
-
-def send(channel: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
-    socket.send_fds(channel, [json.dumps(message).encode()], fds or [])
-
-
-def receive(channel: socket.socket, most_fds: int = 8) -> tuple[dict[str, Any] | None, list[int]]:
-    """One message and its descriptors; (None, []) at the end of the conversation."""
-    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BOUND, most_fds, socket.MSG_CMSG_CLOEXEC)
-    return (json.loads(data) if data else None), fds
 
 
 def fork_setup(plan: Plan, cgroup_fd: int, filter_: bytes) -> tuple[int, socket.socket]:

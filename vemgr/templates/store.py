@@ -31,10 +31,10 @@ from vemgr.core.errors import (
     TemplateUnusable,
 )
 from vemgr.core.layers import HOST_TEMPLATE, Template, check_template_name
-from vemgr.runtime.archive import DEFAULT_LIMITS, ArchiveLimits, unpack
-from vemgr.runtime.skeleton import build_skeleton, newly_unreadable
-from vemgr.runtime.template_facts import describe_tree, read_os_release
-from vemgr.runtime.template_record import Record, read_template, write_record
+from vemgr.templates.archive import DEFAULT_LIMITS, ArchiveLimits, unpack
+from vemgr.templates.facts import describe_tree, read_os_release
+from vemgr.templates.record import Record, read_template, write_record
+from vemgr.templates.skeleton import build_skeleton, newly_unreadable
 
 log = logging.getLogger(__name__)
 

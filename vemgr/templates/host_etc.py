@@ -13,7 +13,7 @@ import re
 import stat
 
 from vemgr.kernel.openat2 import open_beneath
-from vemgr.runtime.tree_writer import Metadata, TreeWriter
+from vemgr.templates.tree_writer import Metadata, TreeWriter
 
 # Paths below /etc, wildcards in any component. A directory means all that is in it.
 ALLOWED = (
