@@ -110,3 +110,11 @@ def test_every_dependency_has_its_reason():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"] + project["optional-dependencies"]["test"]:
         assert f"- **{re.split(r'[<>=]', requirement)[0]}**" in hacking, requirement
+
+
+def test_hacking_names_every_package_and_no_file_that_is_not_there():
+    hacking = (PROJECT / "docs/HACKING.md").read_text()
+    for package in (PROJECT / "vemgr").glob("*/__init__.py"):
+        assert f"| `vemgr/{package.parent.name}` |" in hacking
+    for file in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|toml|1))`", hacking):
+        assert any((PROJECT / folder / file).exists() for folder in ("", "vemgr")), file
