@@ -36,7 +36,7 @@ def bound_to(keep: frozenset[str] | set[str]) -> None:
     """Drop from the bounding set, and from this process's own sets, everything that is not in `keep`.
 
     The inheritable and ambient sets become empty (CVE-2022-29162: inheritable capabilities that survive exec).
-    Capabilities newer than our table are dropped too. python-prctl's table is fixed when it is built, so this is done here.
+    Capabilities newer than our table are dropped too. python-prctl has a table of fixed length, so this is done here.
     """
     allowed = {NAMES.index(name) for name in keep}
     capability = 0
