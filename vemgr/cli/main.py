@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -325,7 +326,16 @@ def shutdown(context: click.Context, timeout: int | None) -> None:
     client(context).call("Shutdown")
 
 
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null where the caller has closed 0, 1 or 2: the next descriptor, which would be our connection to the
+    daemon, would take that number and go into the VE as the command's standard input."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
 def main() -> NoReturn:
+    _fill_standard_descriptors()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as ending:
