@@ -48,7 +48,7 @@ def check(name: str, state: State, verb: Verb) -> State:
     after = TRANSITIONS.get((state, verb))
     if after is not None:
         return after
-    if verb == Verb.START:
+    if verb == Verb.START or (verb == Verb.RESUME and state == State.RUNNING):
         raise AlreadyRunning(name, state)
     if verb == Verb.DESTROY:
         raise StillRunning(name, state)
