@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping
@@ -36,11 +37,18 @@ class Networking:
         self._bridge = BridgeNetwork(config.bridge)
         self._prepared = False
         self._opened = False
+        self._changing = asyncio.Lock()  # two first VEs at once: one of them makes the network, the other waits
         self.pool: Pool | None = None
         self._mtu = 1500
 
     async def choose(self) -> Pool:
         """The VEs' subnet: as configured, as chosen before, or one that clashes with nothing on this host."""
+        if self.pool is None:
+            async with self._changing:
+                return await self._choose()
+        return self.pool
+
+    async def _choose(self) -> Pool:
         if self.pool is None:
             subnet = self._config.subnet
             if subnet == "auto":
@@ -68,9 +76,12 @@ class Networking:
 
     async def prepare(self) -> None:
         """Bridge, forwarding and firewall. Again after a restart of the daemon; nothing of it costs a running VE."""
-        if self._prepared:
-            return
-        pool = await self.choose()
+        async with self._changing:
+            if not self._prepared:
+                await self._prepare()
+
+    async def _prepare(self) -> None:
+        pool = await self._choose()
         await self._open()
         self._remember_forwarding(enable_forwarding())
         await self._bridge.ensure_bridge(pool.gateway, pool.prefixlen)
