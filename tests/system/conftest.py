@@ -252,7 +252,8 @@ def _prerequisites():
 def installed():
     """The shipped units, installed and started; everything is taken back."""
     with contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, STATE, ignore_errors=True)
+        for directory in (STATE, RUN):
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
         if not PREFIX.exists():
             PREFIX.symlink_to(sys.prefix)
             undo.callback(PREFIX.unlink)
