@@ -16,13 +16,14 @@ import struct
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from vemgr.core.errors import Unreachable
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _CHUNK = 65536
+_WINSIZE = 8  # bytes of a struct winsize
 
 Call = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 
@@ -37,12 +38,17 @@ def command_of(argv: list[str], env: list[str], cwd: str, user: str, terminal: b
 
 def execute(call: Call, command: dict[str, Any]) -> int:
     """Run the command through `call` and return its exit code, 128 + n when signal n ended it."""
-    if command["tty"]:
-        return _with_terminal(call, command)
-    reply = call({"command": command, "stdio": [0, 1, 2]}, [_open(0), _open(1), _open(2)])
-    (status_fd,) = reply["descriptors"]
-    with _forwarding(reply["pid"]):
-        return _exit_code(status_fd)
+    # Held back until they can be passed on, or a signal that comes in between would end us and leave the command.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    try:
+        if command["tty"]:
+            return _with_terminal(call, command, before)
+        reply = call({"command": command, "stdio": [0, 1, 2]}, [_open(0), _open(1), _open(2)])
+        (status_fd,) = reply["descriptors"]
+        with _forwarding(reply["pid"], before):
+            return _exit_code(status_fd)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _open(fd: int) -> int:
@@ -69,8 +75,8 @@ def _exit_code(status_fd: int) -> int:
 
 
 @contextlib.contextmanager
-def _forwarding(pid: int) -> Iterator[None]:
-    """Pass the signals that people and service managers send on to the command."""
+def _forwarding(pid: int, mask: Set[int]) -> Iterator[None]:
+    """Pass the signals that people and service managers send on to the command, from now on as `mask` lets them in."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -82,6 +88,7 @@ def _forwarding(pid: int) -> Iterator[None]:
             signal.pidfd_send_signal(pidfd, signum)
 
     before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         yield
     finally:
@@ -90,9 +97,11 @@ def _forwarding(pid: int) -> Iterator[None]:
         os.close(pidfd)
 
 
-def _with_terminal(call: Call, command: dict[str, Any]) -> int:
+def _with_terminal(call: Call, command: dict[str, Any], mask: Set[int]) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        with contextlib.suppress(OSError):  # no terminal here: the command's has no size
+            ours.send(fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * _WINSIZE))
         reply = call({"command": command, "stdio": [0]}, [theirs.fileno()])
         theirs.close()
         (status_fd,) = reply["descriptors"]
@@ -100,7 +109,7 @@ def _with_terminal(call: Call, command: dict[str, Any]) -> int:
     if not fds:
         raise Unreachable("the VE gave no terminal")
     master = fds[0]
-    with _raw_mode(), _following_size(master):
+    with _forwarding(reply["pid"], mask), _raw_mode(), _following_size(master):
         _relay(master, status_fd)
     return _exit_code(status_fd)
 
@@ -112,7 +121,7 @@ def _raw_mode() -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is the command's
     try:
         yield
     finally:
@@ -123,7 +132,7 @@ def _raw_mode() -> Iterator[None]:
 def _following_size(master: int) -> Iterator[None]:
     def copy(*_: object) -> None:
         with contextlib.suppress(OSError):
-            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8))
+            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * _WINSIZE))
 
     before = signal.signal(signal.SIGWINCH, copy)
     copy()

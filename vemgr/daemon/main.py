@@ -15,7 +15,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from asyncvarlink import GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkUnixServer
+from asyncvarlink import FileDescriptorArray, GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkUnixServer
 from asyncvarlink.serverprotocol import VarlinkInterfaceServerProtocol
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
@@ -28,9 +28,10 @@ from vemgr.kernel import seccomp
 from vemgr.kernel.cgroups import CgroupTree, find_base
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.kernel.service import listening_socket, notify
+from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
-from vemgr.runtime.manager import Manager, Parts
+from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
 from vemgr.runtime.reconcile import load_definitions, reconcile, start_on_boot
 from vemgr.runtime.store import Store, storage_errors
@@ -42,6 +43,28 @@ _KEEPER_PATIENCE = 100  # tenths of a second to wait for the keeper at start
 
 class _Protocol(VarlinkInterfaceServerProtocol):
     """Turns our errors into the interface's; anything else is a defect of ours, logged here, once."""
+
+    _held: FileDescriptorArray | None = None
+
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
+        """Keep descriptors until their message is complete: asyncvarlink closes those that come with the first part
+        of a message, and it reads 1,024 bytes at a time."""
+        if fds is not None and b"\0" not in data:
+            fds.reference(self)
+            self._held = fds
+            super().message_received(data, None)
+        elif self._held is not None and b"\0" in data:
+            held, self._held = self._held, None
+            super().message_received(data, held)
+            held.release(self)
+        else:
+            super().message_received(data, fds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._held is not None:
+            self._held.release(self)
+            self._held = None
+        super().connection_lost(exc)
 
     def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
         if isinstance(exc, VemgrError):

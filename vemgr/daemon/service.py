@@ -14,8 +14,8 @@ import vemgr
 from vemgr.api.interface import Command
 from vemgr.core.errors import BadValue, Locked, StillRunning
 from vemgr.core.layers import HOST_TEMPLATE, Template
-from vemgr.core.lifecycle import State
-from vemgr.runtime.manager import Manager, Parts
+from vemgr.runtime.instances import Parts
+from vemgr.runtime.manager import Manager
 
 
 class DaemonService:
@@ -29,7 +29,7 @@ class DaemonService:
         self._template_verbs: dict[str, str] = {}
 
     def ves(self) -> list[dict[str, Any]]:
-        return self._manager.summaries()
+        return [instance.summary() for instance in self._manager.instances]
 
     async def show(self, name: str) -> dict[str, Any]:
         return await self._manager.show(name)
@@ -63,13 +63,13 @@ class DaemonService:
 
     async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]:
         """The command's pid, and a descriptor from which its wait status can be read."""
-        wanted = 1 if command["tty"] else 3
-        if len(stdio) != wanted:
-            raise BadValue("stdio", len(stdio), f"{wanted} descriptors are needed")
-        _check_command(command)
+        _check_command(command, stdio)
+        return await self._exec(name, command, stdio)
+
+    async def _exec(self, name: str, command: Command, stdio: list[int], *, main: bool = False) -> tuple[int, int]:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = await self._manager.exec(name, dict(command), writer, stdio)
+            pid = await self._manager.exec(name, dict(command), writer, stdio, main=main)
         except BaseException:
             os.close(reader)
             raise
@@ -80,23 +80,20 @@ class DaemonService:
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]:
         name = name or f"run-{secrets.token_hex(4)}"
-        _check_command(command)
+        _check_command(command, stdio)
         await self._manager.create(name, template, texts, ephemeral=True)
         try:
             await self._manager.start(name)
-            pid, status = await self.exec(name, command, stdio)
+            pid, status = await self._exec(name, command, stdio, main=True)
         except BaseException:
-            if name in self._manager.instances:
-                await self._manager.drain()  # a failed exec has begun to take the VE away
-            if name in self._manager.instances:
-                await self._manager.destroy(name, force=True)
+            await self._manager.discard(name)
             raise
         return name, pid, status
 
     # templates
 
     def _users(self, template: str) -> list[str]:
-        return [name for name, i in self._manager.instances.items() if i.definition.template == template]
+        return [instance.name for instance in self._manager.instances.users_of(template)]
 
     def _describe(self, template: Template) -> dict[str, Any]:
         found = asdict(template)
@@ -136,8 +133,7 @@ class DaemonService:
             del self._template_verbs[name]
 
     async def refresh_host_template(self) -> None:
-        running = [name for name in self._users(HOST_TEMPLATE)
-                   if self._manager.instances[name].state != State.STOPPED]
+        running = [i.name for i in self._manager.instances.users_of(HOST_TEMPLATE) if i.running]
         self._hold(HOST_TEMPLATE, "refresh")
         try:
             await asyncio.to_thread(self._parts.templates.refresh_host, running)
@@ -156,9 +152,9 @@ class DaemonService:
 
     async def shutdown(self) -> None:
         """Refused while VEs run: the command line stops them first, with their time-outs."""
-        running = [name for name, i in self._manager.instances.items() if i.state != State.STOPPED]
+        running = [instance.name for instance in self._manager.instances if instance.running]
         if running:
-            raise StillRunning(", ".join(sorted(running)), "running")
+            raise StillRunning(", ".join(running), "running")
         await self._parts.networking.take_back()
         self._end()
 
@@ -171,7 +167,10 @@ def _seconds(timeout: int | None) -> float | None:
     return float(timeout)
 
 
-def _check_command(command: Command) -> None:
+def _check_command(command: Command, stdio: list[int]) -> None:
+    wanted = 1 if command["tty"] else 3
+    if len(stdio) != wanted:
+        raise BadValue("stdio", len(stdio), f"{wanted} descriptors are needed")
     texts = [*command["argv"], *command["env"], *command["env"].values(), command["cwd"], command["user"]]
     if any("\0" in text for text in texts):
         raise BadValue("command", "\\0", "a command cannot hold a zero byte")

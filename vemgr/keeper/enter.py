@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import prctl
 
-from vemgr.core.plan import CAPABILITIES, PAYLOAD_ENVIRONMENT
+from vemgr.core.plan import CAPABILITIES, ID_COUNT, PAYLOAD_ENVIRONMENT
 from vemgr.keeper import confine
 from vemgr.keeper.protocol import send
 from vemgr.keeper.setup import TIOCGPTPEER, TIOCSPTLCK
@@ -33,6 +33,7 @@ _ALL_NAMESPACES = (
     | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP | namespaces.CLONE_NEWTIME
 )
 _PASSWD_BOUND = 1 << 20
+_WINSIZE = 8  # bytes of a struct winsize
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _environment(command: Command, account: Account) -> dict[str, str]:
 
 
 def _open_terminal(control_fd: int, account: Account) -> list[int]:
-    """A pseudo-terminal of the VE, its master sent to the caller over `control_fd`.
+    """A pseudo-terminal of the VE, its master sent to the caller over `control_fd`, where a struct winsize may wait.
 
     The VE's root decides what /dev/pts is, so nothing is believed: a fifo cannot hold us (O_NONBLOCK), a symlink is
     not followed, and what was opened must be the multiplexer of a devpts.
@@ -157,6 +158,11 @@ def _open_terminal(control_fd: int, account: Account) -> list[int]:
     os.fchown(slave, account.uid, -1)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     with socket.socket(fileno=os.dup(control_fd)) as control:
+        # Before the command runs, or it would find a terminal without a size.
+        with contextlib.suppress(BlockingIOError):
+            size = control.recv(_WINSIZE, socket.MSG_DONTWAIT)
+            if len(size) == _WINSIZE:
+                fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
         socket.send_fds(control, [b"m"], [master])
     os.close(master)
     return [slave, slave, slave]
@@ -167,19 +173,34 @@ def find_account(user: str) -> Account:
     name, _, group = user.partition(":")
     for line in _database("/etc/passwd"):
         fields = line.split(":")
-        if len(fields) == 7 and name in (fields[0], fields[2]):
-            uid, gid = int(fields[2]), int(group or fields[3])
-            return Account(uid, gid, _groups_of(fields[0]), fields[0], fields[5] or "/", fields[6] or "/bin/sh")
+        if len(fields) == 7 and name in (fields[0], fields[2]) and _is_id(fields[2]) and _is_id(fields[3]):
+            gid = _group_id(group) if group else int(fields[3])
+            return Account(int(fields[2]), gid, _groups_of(fields[0]), fields[0], fields[5] or "/",
+                           fields[6] or "/bin/sh")
     if name == "root":
-        return Account(0, 0, (), "root", "/root", "/bin/sh")
-    if name.isdigit():
-        return Account(int(name), int(group or name), (), name, "/", "/bin/sh")
+        return Account(0, _group_id(group) if group else 0, (), "root", "/root", "/bin/sh")
+    if _is_id(name):
+        return Account(int(name), _group_id(group or name), (), name, "/", "/bin/sh")
     raise FileNotFoundError(2, f"no such user in the VE: {name}")
+
+
+def _is_id(text: str) -> bool:
+    """An id that the VE has; others would mean "leave as it is" (-1) or fail in the C library."""
+    return text.isascii() and text.isdigit() and int(text) < ID_COUNT
+
+
+def _group_id(group: str) -> int:
+    if _is_id(group):
+        return int(group)
+    for fields in (line.split(":") for line in _database("/etc/group")):
+        if len(fields) == 4 and fields[0] == group and _is_id(fields[2]):
+            return int(fields[2])
+    raise FileNotFoundError(2, f"no such group in the VE: {group}")
 
 
 def _groups_of(name: str) -> tuple[int, ...]:
     entries = (line.split(":") for line in _database("/etc/group"))
-    return tuple(int(f[2]) for f in entries if len(f) == 4 and f[2].isdigit() and name in f[3].split(","))
+    return tuple(int(f[2]) for f in entries if len(f) == 4 and _is_id(f[2]) and name in f[3].split(","))
 
 
 def _database(path: str) -> list[str]:

@@ -10,8 +10,9 @@ import os
 from vemgr.core.errors import VemgrError
 from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
+from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
-from vemgr.runtime.manager import Manager, Parts
+from vemgr.runtime.manager import Manager
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ def load_definitions(manager: Manager, parts: Parts) -> None:
         log.warning("removed what an interrupted operation had left: %s", left)
     for name in parts.store.names():
         try:
-            manager.admit(parts.store.load(name))
+            manager.instances.admit(parts.store.load(name))
         except VemgrError as error:
             log.error("%s", error)
 
@@ -38,19 +39,18 @@ async def reconcile(manager: Manager, parts: Parts, children: list[Child]) -> No
         if child.status is not None:
             manager.on_exit(child)
     busy = {child.ve for child in children if child.kind == "main"}
-    for name, instance in list(manager.instances.items()):
-        if instance.definition.ephemeral and name not in busy:
-            await _drop_ephemeral(manager, name)
+    for instance in manager.instances:
+        if instance.definition.ephemeral and instance.name not in busy:
+            await manager.discard(instance.name)
 
 
 def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
-    instance = manager.instances.get(name)
+    instance = manager.instances.find(name)
     if instance is None:
         if child.status is None:
             log.error("VE %s runs but has no definition: it is stopped", name)
         return  # its cgroup is cleaned with the others that nobody owns
-    instance.pid, instance.start_time = child.pid, child.start_time
-    instance.state = State.RUNNING
+    instance.began(child.pid)
     with contextlib.suppress(OSError):
         if parts.tree[name].events.get("frozen"):
             instance.state = State.SUSPENDED
@@ -59,8 +59,8 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
 
 async def _clean_cgroups(manager: Manager, parts: Parts) -> None:
     for name in parts.tree.names():
-        instance = manager.instances.get(name)
-        if instance is not None and instance.state != State.STOPPED:
+        instance = manager.instances.find(name)
+        if instance is not None and instance.running:
             continue
         log.warning("cleaning up after VE %s", name)
         try:
@@ -71,21 +71,14 @@ async def _clean_cgroups(manager: Manager, parts: Parts) -> None:
 
 
 async def _restore_network(manager: Manager, parts: Parts) -> None:
-    running = [name for name, i in manager.instances.items() if i.state != State.STOPPED]
+    running = [instance for instance in manager.instances if instance.running]
     try:
-        if any(manager.instances[name].definition.address for name in running):
+        if any(instance.definition.address for instance in running):
             await parts.networking.prepare()
-        for link in await parts.networking.drop_stale(running):
+        for link in await parts.networking.drop_stale([instance.name for instance in running]):
             log.warning("removed the left-over link %s", link)
     except VemgrError as error:
         log.error("the VEs' network: %s", error)
-
-
-async def _drop_ephemeral(manager: Manager, name: str) -> None:
-    try:
-        await manager.destroy(name, force=True)
-    except VemgrError as error:
-        log.error("ephemeral VE %s: %s", name, error)
 
 
 async def start_on_boot(manager: Manager, run_dir: str) -> None:
@@ -93,11 +86,11 @@ async def start_on_boot(manager: Manager, run_dir: str) -> None:
     marker = f"{run_dir}/booted"
     if os.path.exists(marker):
         return
-    for name, instance in list(manager.instances.items()):
-        if instance.definition.settings.on_boot and instance.state == State.STOPPED:
+    for instance in manager.instances:
+        if instance.definition.settings.on_boot and not instance.running:
             try:
-                await manager.start(name)
+                await manager.start(instance.name)
             except VemgrError as error:
-                log.error("VE %s does not start with the host: %s", name, error)
+                log.error("VE %s does not start with the host: %s", instance.name, error)
     with open(marker, "w", encoding="ascii"):
         pass

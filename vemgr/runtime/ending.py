@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How VEs end: by the stop verb, by themselves, by a reboot from inside, with their command, with the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from vemgr.core.errors import CannotStop, VemgrError
+from vemgr.core.lifecycle import State
+from vemgr.runtime import stopping
+from vemgr.runtime.instances import Instance, Instances, Parts
+from vemgr.runtime.launcher import Child, Launcher
+from vemgr.runtime.planning import stop_signal
+from vemgr.runtime.starting import Starter
+
+log = logging.getLogger(__name__)
+
+REBOOT = signal.SIGHUP  # how the kernel ends the init of a pid namespace that calls reboot(2) to restart
+_REAP = 10.0  # seconds for the keeper to report the end of an init that has been killed
+# A VE that reboots as soon as it is up would keep the daemon busy: after a short life its next one begins later.
+_SHORT_LIFE = 10.0
+_REBOOT_DELAY = 2.0
+
+
+class Ender:
+    def __init__(self, parts: Parts, launcher: Launcher, instances: Instances, starter: Starter) -> None:
+        self._parts = parts
+        self._launcher = launcher
+        self._instances = instances
+        self._starter = starter
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def stop(self, instance: Instance, timeout: float) -> str:
+        """Stop a VE whose lock the caller holds; 0 seconds means kill. Returns the step that ended it."""
+        instance.stopping = True
+        try:
+            step = await self._end(instance, timeout)
+        finally:
+            instance.stopping = False
+        log.info("VE %s stopped: %s", instance.name, step)
+        return step
+
+    async def _end(self, instance: Instance, timeout: float) -> str:
+        reason = "on request"
+        if timeout > 0:
+            if instance.state == State.SUSPENDED:
+                await stopping.freeze(self._parts.tree, instance.name, False)
+                instance.state = State.RUNNING
+            reason = await self._ask(instance, timeout)
+        if reason != "clean":
+            await stopping.kill_all(self._parts.tree, instance.name)
+        try:
+            await asyncio.wait_for(instance.ended.wait(), _REAP)
+        except TimeoutError:
+            raise CannotStop(f"VE {instance.name} cannot be stopped: its init does not die",
+                             ve=instance.name) from None
+        await self._tidy(instance)
+        return "clean" if reason == "clean" else f"killed: {reason}"
+
+    async def _ask(self, instance: Instance, timeout: float) -> str:
+        try:
+            template = await self._starter.template(instance.definition.template)
+            signum = stop_signal(instance.definition, template)
+            pidfd = os.pidfd_open(instance.pid)
+        except ProcessLookupError:
+            return "clean"
+        except VemgrError:
+            return "its template is gone, so the way to stop it is unknown"
+        try:
+            return await stopping.ask_to_end(instance.pid, pidfd, int(signum), timeout, instance.ended)
+        finally:
+            os.close(pidfd)
+
+    async def _tidy(self, instance: Instance) -> None:
+        """After the end of init. The kernel takes the link down together with the VE's network namespace."""
+        await self._starter.remove_cgroup(instance.name)
+        instance.is_over()
+
+    async def destroy(self, instance: Instance) -> None:
+        """Remove a stopped VE with its data; the caller holds its lock."""
+        gone = self._parts.store.remove(instance.name)
+        self._instances.forget(instance)
+        log.info("VE %s destroyed", instance.name)
+        # In a thread: a VE may hold a million files.
+        await asyncio.to_thread(self._parts.store.purge, gone)
+
+    # what the keeper reports
+
+    def on_exit(self, child: Child) -> None:
+        self.in_background(self._after_exit(child))
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("unexpected failure", exc_info=task.exception())
+
+    async def drain(self) -> None:
+        """Wait for what is being done in the background."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _after_exit(self, child: Child) -> None:
+        try:
+            if child.kind == "init":
+                await self._after_init(child)
+            elif child.kind == "main":
+                await self.discard(child.ve)
+        finally:
+            self._launcher.taken(child)
+
+    async def _after_init(self, child: Child) -> None:
+        instance = self._instances.find(child.ve)
+        if instance is None or instance.pid != child.pid:
+            return
+        status = child.status or 0
+        instance.last_exit = describe_exit(status)
+        with contextlib.suppress(VemgrError):
+            instance.console = await self._launcher.console(child.pid)  # the keeper forgets it with the child
+        instance.ended.set()
+        if instance.stopping:
+            return  # the verb tidies up
+        async with instance.lock:
+            if not instance.running or instance.pid != child.pid:
+                return
+            log.info("VE %s ended by itself: %s", instance.name, instance.last_exit)
+            await self._tidy(instance)
+            if instance.definition.ephemeral:
+                await self.destroy(instance)
+            elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == REBOOT:
+                await self._start_again(instance)
+
+    async def _start_again(self, instance: Instance) -> None:
+        """A reboot from inside."""
+        instance.verb = "start"
+        try:
+            if time.monotonic() - instance.rebooted < _SHORT_LIFE:
+                await asyncio.sleep(_REBOOT_DELAY)
+            instance.rebooted = time.monotonic()
+            instance.definition = self._parts.store.load(instance.name)
+            await self._starter.start(instance)
+        except VemgrError as error:
+            log.error("VE %s asked for a reboot but does not start: %s", instance.name, error)
+        finally:
+            instance.verb = ""
+
+    async def discard(self, name: str) -> None:
+        """The command of an ephemeral VE has ended, or could not begin: the VE goes."""
+        instance = self._instances.find(name)
+        if instance is None:
+            return
+        async with instance.lock:
+            if name not in self._instances:
+                return
+            try:
+                if instance.running:
+                    await self.stop(instance, 0.0)
+                await self.destroy(instance)
+            except VemgrError as error:
+                log.error("ephemeral VE %s: %s", name, error)
+
+    async def on_keeper_lost(self) -> None:
+        """The keeper's death ends its VEs (their inits ask for it with PR_SET_PDEATHSIG); make sure, and tidy up."""
+        for instance in self._instances:
+            if instance.running:
+                instance.last_exit = "ended with the keeper"
+                instance.ended.set()
+                if instance.stopping:
+                    continue  # the verb tidies up
+                async with instance.lock:
+                    if instance.running:
+                        await self._tidy(instance)
+            if instance.definition.ephemeral:
+                await self.discard(instance.name)
+
+
+def describe_exit(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+        known = {int(REBOOT): "rebooted", int(signal.SIGINT): "powered off"}
+        return known.get(signum, f"killed by signal {signum}")
+    return f"exited with {os.waitstatus_to_exitcode(status)}"

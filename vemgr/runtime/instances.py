@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VEs as the daemon knows them, and holding one for a verb."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vemgr.core.config import Definition, Settings, check_name
+from vemgr.core.errors import Locked, NoSuchVE
+from vemgr.core.host import HostConfig
+from vemgr.core.lifecycle import State, Verb
+from vemgr.kernel.cgroups import CgroupTree
+from vemgr.kernel.devices import DevicePolicy
+from vemgr.runtime.limits import Limits
+from vemgr.runtime.networking import Networking
+from vemgr.runtime.store import Store
+from vemgr.templates.store import Templates
+
+
+@dataclass
+class Parts:
+    """What the verbs work with, joined by the composition root. `tree` and `limits` change with a new keeper."""
+
+    config: HostConfig
+    store: Store
+    templates: Templates
+    tree: CgroupTree
+    limits: Limits
+    devices: DevicePolicy
+    networking: Networking
+    filter_fd: int
+
+
+@dataclass
+class Instance:
+    """What is known of a VE while the daemon runs.
+
+    `verb`: in progress, "" if none. `ended`: set once its init is gone. `stopping`: a verb waits for that and will
+    tidy up. `in_force`: the settings that its cgroup carries. `last_exit`, `console`: how the last init ended and
+    what it said.
+    """
+
+    definition: Definition
+    state: State = State.STOPPED
+    pid: int = 0
+    verb: str = ""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: bool = False
+    in_force: Settings = field(default_factory=Settings)
+    rebooted: float = -1e9  # when it last did, monotonic seconds
+    last_exit: str = ""
+    console: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def running(self) -> bool:
+        """Whether it has an init, frozen or not."""
+        return self.state != State.STOPPED
+
+    def began(self, pid: int, state: State = State.RUNNING) -> None:
+        self.state, self.pid, self.stopping = state, pid, False
+        self.in_force = self.definition.settings
+        self.ended.clear()
+
+    def is_over(self) -> None:
+        self.state, self.pid = State.STOPPED, 0
+
+    def summary(self) -> dict[str, Any]:
+        definition = self.definition
+        return {"name": definition.name, "state": str(self.state), "template": definition.template,
+                "address": definition.address, "pid": self.pid, "verb": self.verb}
+
+
+class Instances:
+    """All VEs by name."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Instance] = {}
+
+    def __iter__(self) -> Iterator[Instance]:
+        """By name; a copy, so that VEs may come and go meanwhile."""
+        return iter([self._by_name[name] for name in sorted(self._by_name)])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def find(self, name: str) -> Instance | None:
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> Instance:
+        """Raises `BadValue` for what cannot be a name, and `NoSuchVE`."""
+        instance = self._by_name.get(check_name(name))
+        if instance is None:
+            raise NoSuchVE(name)
+        return instance
+
+    def admit(self, definition: Definition) -> Instance:
+        instance = self._by_name[definition.name] = Instance(definition)
+        return instance
+
+    def forget(self, instance: Instance) -> None:
+        self._by_name.pop(instance.name, None)
+
+    def users_of(self, template: str) -> list[Instance]:
+        return [instance for instance in self if instance.definition.template == template]
+
+    @contextlib.asynccontextmanager
+    async def held(self, name: str, verb: Verb) -> AsyncIterator[Instance]:
+        """Hold a VE for one verb; a second one is refused at once instead of waiting for who knows how long."""
+        instance = self.get(name)
+        if instance.lock.locked():
+            raise Locked(f"VE {name}", instance.verb or "tidy up")
+        async with instance.lock:
+            if self._by_name.get(name) is not instance:
+                raise NoSuchVE(name)
+            instance.verb = str(verb)
+            try:
+                yield instance
+            finally:
+                instance.verb = ""

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starting a VE: plan, cgroup, limits, network, init; each step with its undo."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import replace
+
+from vemgr.core.config import Definition
+from vemgr.core.errors import CannotStop, SystemFailure, VemgrError
+from vemgr.core.layers import HOST_TEMPLATE, Template
+from vemgr.core.plan import Plan
+from vemgr.runtime import stopping
+from vemgr.runtime.instances import Instance, Parts
+from vemgr.runtime.launcher import Birth, Launcher
+from vemgr.runtime.planning import make_plan
+
+log = logging.getLogger(__name__)
+
+_REMOVE_ATTEMPTS = 50
+
+
+class Starter:
+    def __init__(self, parts: Parts, launcher: Launcher) -> None:
+        self._parts = parts
+        self._launcher = launcher
+
+    async def template(self, name: str) -> Template:
+        """Raises `TemplateNotFound`, `TemplateUnusable`, `BadValue`."""
+        if name == HOST_TEMPLATE:
+            return await asyncio.to_thread(self._parts.templates.host)
+        return self._parts.templates.show(name)
+
+    async def plan(self, definition: Definition) -> Plan:
+        """What a start would do; changes nothing. Raises `NotEnforceable` for a limit this host cannot enforce."""
+        self._parts.limits.check(definition.settings)
+        return await self._plan(definition, await self.template(definition.template))
+
+    async def _plan(self, definition: Definition, template: Template) -> Plan:
+        resolv_conf = ""
+        if definition.settings.network != "none":
+            await self._parts.networking.choose()
+            resolv_conf = self._parts.networking.resolv_conf()
+        return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data",
+                         stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf)
+
+    async def start(self, instance: Instance) -> None:
+        """Start a stopped VE; on failure everything is as before. The caller holds its lock."""
+        definition, parts = instance.definition, self._parts
+        networked = definition.settings.network != "none"
+        parts.limits.check(definition.settings)
+        template = await self.template(definition.template)
+        plan = await self._plan(definition, template)
+        if networked:
+            await parts.networking.prepare()
+        parts.store.trees(definition, len(template.trees))
+        async with contextlib.AsyncExitStack() as undo:
+            cgroup_fd = await self._make_cgroup(definition, undo)
+            if networked:
+                undo.push_async_callback(self._disconnect, definition.name)
+            child = await self._launcher.start(plan, cgroup_fd, parts.filter_fd,
+                                               lambda birth: self._connect(definition, birth))
+            undo.pop_all()
+            os.close(cgroup_fd)
+        instance.began(child.pid)
+        log.info("VE %s started, process %d", definition.name, child.pid)
+        if not definition.started:
+            instance.definition = replace(definition, started=True)
+            with contextlib.suppress(VemgrError):  # a full disk: /etc/hosts will be written once more, no harm
+                parts.store.save(instance.definition)
+
+    async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
+        """The VE's cgroup with device policy and limits, as a descriptor to be born into."""
+        name, tree = definition.name, self._parts.tree
+        try:
+            tree.create(name, definition.id_base)
+            undo.push_async_callback(self.remove_cgroup, name)
+            fd = tree.open(name)
+            undo.callback(os.close, fd)
+            self._parts.devices.attach(fd)
+        except OSError as error:
+            raise SystemFailure(f"VE {name} cannot start: its cgroup cannot be made: {error.strerror}",
+                                path=error.filename, errno=error.errno) from error
+        await self._parts.limits.apply(name, definition.settings)
+        return fd
+
+    async def _connect(self, definition: Definition, birth: Birth) -> list[bytes]:
+        if definition.settings.network == "none":
+            return self._parts.networking.loopback_only()
+        return await self._parts.networking.connect(definition.name, birth.netns_fd, definition.address)
+
+    async def _disconnect(self, name: str) -> None:
+        with contextlib.suppress(VemgrError):
+            await self._parts.networking.disconnect(name)
+
+    async def remove_cgroup(self, name: str) -> None:
+        """Kill what is left in a VE's cgroup and remove it; what resists is logged and left to the next daemon."""
+        try:
+            await stopping.kill_all(self._parts.tree, name)
+            for attempt in range(_REMOVE_ATTEMPTS):
+                try:
+                    await asyncio.to_thread(self._parts.tree.remove, name)  # a VE may have made thousands below
+                    return
+                except OSError:
+                    # Zombies that nobody has reaped yet still count.
+                    await asyncio.sleep(0.005 * (attempt + 1))
+            await asyncio.to_thread(self._parts.tree.remove, name)
+        except (OSError, CannotStop) as error:
+            log.error("VE %s: its cgroup could not be removed: %s", name, error)
