@@ -25,7 +25,7 @@ from vemgr.core.errors import KernelLacks, SystemFailure, Unreachable, VemgrErro
 from vemgr.core.host import HostConfig
 from vemgr.daemon.service import DaemonService
 from vemgr.kernel import seccomp
-from vemgr.kernel.cgroups import CgroupTree, find_base
+from vemgr.kernel.cgroups import CgroupTree, find_top
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.instances import Parts
@@ -84,6 +84,7 @@ class Daemon:
         self._ending = asyncio.Event()
         self._keeper_pid = 0
         self._keeper_ends = False
+        self._activated = False  # whether systemd made the socket, and keeps it
         self._background: set[asyncio.Task[None]] = set()
         self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost)
         self._manager: Manager | None = None
@@ -110,6 +111,9 @@ class Daemon:
         server.close()
         await manager.drain()
         if self._keeper_ends:
+            with contextlib.suppress(FileNotFoundError):
+                if not self._activated:
+                    os.unlink(f"{config.run_dir}/vemgr.sock")
             await self._launcher.shutdown()
             parts.tree.destroy()
         self._launcher.close()
@@ -161,7 +165,7 @@ class Daemon:
             except Unreachable:
                 await asyncio.sleep(0.2)
                 continue
-            self._manager.use_tree(CgroupTree(find_base(self._keeper_pid, self._config.cgroup)))
+            self._manager.use_tree(CgroupTree(find_top(self._keeper_pid, self._config.cgroup)))
             log.info("connected to a new keeper, process %d", self._keeper_pid)
             return
 
@@ -170,8 +174,10 @@ class Daemon:
         registry.register_interface(ManagerInterface(
             DaemonService(manager, parts, lambda: self._keeper_pid, self._end_all)))
         registry.register_interface(VarlinkServiceInterface(
-            "vemgr", "vemgr", vemgr.__version__, "https://example.org/vemgr", registry))
-        listener = listening_socket() or _listen(f"{self._config.run_dir}/vemgr.sock")
+            "vemgr", "vemgr", vemgr.__version__, "", registry))
+        handed_over = listening_socket()
+        self._activated = handed_over is not None
+        listener = handed_over or _listen(f"{self._config.run_dir}/vemgr.sock")
         server = VarlinkUnixServer(listener, lambda: _Protocol(registry))
         await server.start_serving()
         return server
@@ -180,7 +186,7 @@ class Daemon:
 def join(config: HostConfig, keeper_pid: int) -> Parts:
     """Make the adapters. Raises `KernelLacks` where the host lacks what no VE can do without."""
     try:
-        tree = CgroupTree(find_base(keeper_pid, config.cgroup))
+        tree = CgroupTree(find_top(keeper_pid, config.cgroup))
     except OSError as error:
         raise KernelLacks(f"no place for the VEs' cgroups: {error.strerror} ({error.filename})",
                           remedy="mount cgroup2 on /sys/fs/cgroup") from error
