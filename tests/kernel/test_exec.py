@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""exec, enter: exit codes, pipes, signals, terminals, users."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def ve(vemgr):
+    """One running VE for the whole module: these tests change nothing in it."""
+    name = vemgr.create()
+    vemgr("start", name)
+    yield name
+    vemgr("destroy", "--force", name)
+
+
+@pytest.mark.parametrize(("command", "code"), [
+    (["true"], 0), (["sh", "-c", "exit 7"], 7), (["sh", "-c", "exit 255"], 255), (["nope"], 127),
+    (["/nope/nope"], 127), (["/etc/passwd"], 126), (["/etc"], 126), (["sh", "-c", "kill -TERM $$"], 143),
+    (["sh", "-c", "kill -KILL $$"], 137), (["sh", "-c", "kill -SEGV $$"], 139), (["/etc/passwd/x"], 126),
+])
+def test_exit_codes(vemgr, ve, command, code):
+    answer = vemgr("exec", ve, "--", *command, code=code)
+    if code in (126, 127):
+        assert answer.stderr.startswith(f"vemgr: cannot run {command[0]} in VE {ve}: ")
+
+
+def test_options_of_the_command_are_its_own(vemgr, ve):
+    assert vemgr.out("exec", ve, "--", "echo", "--help", "-u", "x") == "--help -u x\n"
+    assert vemgr.out("exec", ve, "echo", "--json") == "--json\n"
+    assert vemgr.out("exec", ve, "--", "echo", "--", "a b", "ü", "") == "-- a b ü \n"
+
+
+def test_pipes_are_binary_clean(vemgr, ve):
+    data = os.urandom(50_000_000)
+    answer = vemgr("exec", ve, "--", "cat", input=data, text=False)
+    assert hashlib.sha256(answer.stdout).digest() == hashlib.sha256(data).digest()
+    assert answer.stderr == b""
+
+
+def test_the_descriptors_are_the_callers_own(vemgr, ve, tmp_path):
+    """No byte goes through vemgr: the command has the very file open that the caller had."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"first\nsecond\n")
+    with open(source, "rb") as stdin, open(target, "wb") as stdout:
+        stdin.seek(6)
+        vemgr.popen("exec", ve, "--", "cat", stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL).wait(20)
+    assert target.read_bytes() == b"second\n"
+    answer = vemgr("exec", ve, "--", "sh", "-c", "echo out; echo error >&2")
+    assert (answer.stdout, answer.stderr) == ("out\n", "error\n")
+
+
+def test_closed_descriptors(vemgr, ve):
+    command = vemgr.command("exec", ve, "--", "sh", "-c", "cat; echo still; exit 3")
+    run = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], env=vemgr.environment(), capture_output=True,
+                         timeout=20)
+    assert (run.stdout, run.returncode) == (b"still\n", 3)
+    command = vemgr.command("exec", ve, "--", "sh", "-c", "exit 4")
+    run = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], env=vemgr.environment(), timeout=20)
+    assert run.returncode == 4
+
+
+def test_a_reader_that_goes_away(vemgr, ve):
+    process = vemgr.popen("exec", ve, "--", "yes", stderr=subprocess.DEVNULL)
+    assert process.stdout.readline() == "y\n"
+    process.stdout.close()
+    assert process.wait(20) in (1, 128 + signal.SIGPIPE)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_forwarded(vemgr, ve, signum):
+    name = signum.name.removeprefix("SIG")
+    process = vemgr.popen("exec", ve, "--", "sh", "-c",
+                          f'trap "echo got {name}; exit 9" {name}; echo ready; while :; do sleep 0.05; done')
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    assert process.communicate(timeout=20)[0] == f"got {name}\n"
+    assert process.returncode == 9
+
+
+def test_a_command_survives_its_caller(vemgr, ve):
+    """As with ssh: what the VE does with a lost client is the VE's business, and it is not left half-killed."""
+    process = vemgr.popen("exec", ve, "--", "sh", "-c", "echo ready; sleep 0.5; echo done > /tmp/survived")
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    while vemgr("exec", ve, "--", "test", "-e", "/tmp/survived", code=None).returncode:
+        assert time.monotonic() < deadline
+    vemgr("exec", ve, "--", "rm", "/tmp/survived")
+
+
+def test_user(vemgr, ve):
+    identity = ["exec", ve, "--", "id"]
+    assert vemgr.out(*identity).startswith("uid=0(root) gid=0(root)")
+    as_user = vemgr.out("exec", "-u", "user", ve, "--", "sh", "-c", "id -u; id -g; id -G; echo $HOME $USER; pwd")
+    assert as_user.split("\n")[:5] == ["1000", "1000", "1000 44", "/tmp user", "/tmp"]
+    assert vemgr.out("exec", "-u", "1000", ve, "--", "id", "-un") == "user\n"
+    assert vemgr.out("exec", "-u", "4321", ve, "--", "id", "-u") == "4321\n"
+    assert vemgr.out("exec", "-u", "user:7", ve, "--", "id", "-g") == "7\n"
+    assert vemgr.out("exec", "-u", "root:extra", ve, "--", "sh", "-c", "id -u; id -g") == "0\n44\n"
+    assert "no such user" in vemgr("exec", "-u", "nobody-here", ve, "--", "id", code=126).stderr
+    # The root of a VE is one thing, what a user may do is another.
+    vemgr("exec", "-u", "user", ve, "--", "touch", "/etc/x", code=1)
+
+
+@pytest.mark.parametrize("user", ["", ":5", "user:nogroup", "99999999999", "-1", "4294967295", "a:b:c", "root:"])
+def test_users_that_are_none(vemgr, ve, user):
+    answer = vemgr("exec", "-u", user, ve, "--", "id", "-u", code=None)
+    assert answer.returncode in (0, 21, 126) and answer.stdout in ("", "0\n"), "no other user than was asked for"
+
+
+def test_directory_and_environment(vemgr, ve):
+    assert vemgr.out("exec", ve, "--", "pwd") == "/root\n"
+    assert vemgr.out("exec", "-C", "/usr", ve, "--", "pwd") == "/usr\n"
+    assert "/nope" in vemgr("exec", "-C", "/nope", ve, "--", "pwd", code=126).stderr
+    vemgr("exec", "-C", "relative", ve, "--", "pwd", code=21)
+    found = vemgr.out("exec", "-e", "A=b=c", "-e", "HOME=/x", ve, "--", "env", env={"SECRET": "of the host"})
+    variables = dict(line.split("=", 1) for line in found.splitlines())
+    assert (variables["A"], variables["HOME"], variables["container"]) == ("b=c", "/x", "vemgr")
+    assert "SECRET" not in variables and "PYTHONPATH" not in variables and "VEMGR_CONFIG" not in variables
+    assert variables["PATH"].startswith("/usr/local/sbin:")
+
+
+def test_a_long_command_line(vemgr, ve):
+    assert len(vemgr.out("exec", ve, "--", "echo", "x" * 60_000)) == 60_001
+    assert "pass it on standard input" in vemgr("exec", ve, "--", "echo", "x" * 100_000, code=21).stderr
+
+
+def test_many_at_once(vemgr, ve):
+    processes = [vemgr.popen("exec", ve, "--", "sh", "-c", f"echo {n}; exit {n}") for n in range(16)]
+    for number, process in enumerate(processes):
+        assert process.communicate(timeout=60)[0] == f"{number}\n"
+        assert process.returncode == number
+
+
+# Terminals
+
+
+class Terminal:
+    """A person at a terminal of `columns` x `rows` who runs a command of vemgr on it."""
+
+    def __init__(self, vemgr, *arguments, rows=30, columns=100):
+        self.master, slave = pty.openpty()
+        self.resize(rows, columns)
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.text = ""
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *vemgr.command(*arguments)], env=vemgr.environment(TERM="vt100"),
+            stdin=slave, stdout=slave, stderr=slave)
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def read(self, timeout):
+        ready, _, _ = select.select([self.master], [], [], timeout)
+        if ready:
+            self.text += os.read(self.master, 65536).decode(errors="replace").replace("\r\n", "\n")
+        return bool(ready)
+
+    def expect(self, text, timeout=20):
+        """Wait until `text` has appeared and forget what came before; returns that."""
+        deadline = time.monotonic() + timeout
+        while text not in self.text:
+            assert self.read(deadline - time.monotonic()) or time.monotonic() < deadline, (text, self.text[-2000:])
+        before, _, self.text = self.text.partition(text)
+        return before
+
+    def wait(self, timeout=20):
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text[-2000:]
+            self.read(0.05)
+        while self.read(0.05):
+            pass
+        return self.process.returncode
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def terminal(vemgr):
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(
+            contextlib.closing(Terminal(vemgr, *arguments, **options)))
+
+
+def test_a_terminal_of_the_ve(ve, terminal):
+    seen = terminal("exec", "-t", ve, "--", "sh", "-c", "tty; stty size; echo $TERM; exit 6")
+    assert seen.wait() == 6
+    name, size, term = seen.text.split("\n")[:3]
+    assert name.startswith("/dev/pts/") and (size, term) == ("30 100", "vt100")
+    assert termios.tcgetattr(seen.slave) == seen.before, "the caller's terminal is as it was"
+
+
+def test_the_window_size_follows(ve, terminal):
+    seen = terminal("exec", "-t", ve, "--", "sh", "-c",
+                    'trap "stty size" WINCH; echo ready; while :; do sleep 0.05; done')
+    seen.expect("ready\n")
+    seen.resize(50, 132)
+    seen.expect("50 132\n")
+    seen.type("\x03")
+    assert seen.wait() == 128 + signal.SIGINT
+
+
+def test_keys_mean_what_the_terminal_of_the_ve_says(ve, terminal):
+    seen = terminal("exec", "-t", ve, "--", "sh", "-c", "echo ready; sleep 1000")
+    seen.expect("ready\n")
+    seen.type("\x03")
+    assert seen.wait() == 128 + signal.SIGINT
+    seen = terminal("exec", "-t", ve, "--", "sh", "-c", "echo ready; exec cat")
+    seen.expect("ready\n")
+    seen.type("typed\n")
+    seen.expect("typed\ntyped\n")  # the echo, and what cat says
+    seen.type("\x04")
+    assert seen.wait() == 0
+
+
+def test_job_control(ve, terminal):
+    seen = terminal("exec", "-t", "-e", "PS1=% ", ve, "--", "sh")
+    seen.expect("% ")
+    seen.type("sleep 1000\n")
+    seen.expect("sleep 1000\n")
+    time.sleep(0.3)  # the shell gives the terminal to its job after the echo
+    seen.type("\x1a")
+    seen.expect("Stopped")
+    seen.expect("% ")
+    seen.type("jobs\n")
+    seen.expect("Stopped")
+    seen.type("kill -9 %1; exit 9\n")
+    seen.expect("You have stopped jobs")  # it has not seen its end yet; a second time it goes
+    seen.type("exit 9\n")
+    assert seen.wait() == 9
+    assert "can't access tty" not in seen.text
+
+
+def test_enter(ve, terminal):
+    seen = terminal("enter", ve)
+    seen.type("echo $((6*7)) $0\n")  # ahead of the prompt
+    seen.expect("42 ")
+    seen.type("exit 4\n")
+    assert seen.wait() == 4
+    seen = terminal("enter", "-u", "user", ve)
+    seen.type("id -u; exit\n")
+    seen.expect("1000\n")
+    assert seen.wait() == 0
+
+
+def test_enter_with_a_script_on_standard_input(vemgr, ve):
+    assert vemgr.out("enter", ve, input="echo from a script\nexit 2\n", code=2) == "from a script\n"
+
+
+def test_much_output_on_a_terminal_arrives(ve, terminal):
+    seen = terminal("exec", "-t", ve, "--", "sh", "-c", "seq 1 30000; exit 5")
+    assert seen.wait() == 5
+    assert seen.text.split() == [str(number) for number in range(1, 30001)]
+
+
+def test_a_terminal_for_a_program_without_one(vemgr, ve):
+    script = "read line; tty; echo got $line; exit 3"
+    answer = vemgr("exec", "-t", ve, "--", "sh", "-c", script, input="hello\n", code=3)
+    assert "/dev/pts/" in answer.stdout and "got hello" in answer.stdout
+
+
+def test_a_background_process_does_not_hold_the_terminal(ve, terminal):
+    seen = terminal("exec", "-t", ve, "--", "sh", "-c", "trap '' HUP; sleep 30 & echo started; exit 2")
+    began = time.monotonic()
+    assert seen.wait() == 2 and time.monotonic() - began < 15
