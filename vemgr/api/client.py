@@ -86,5 +86,10 @@ class Client:
             received += fds
         return bytes(data[:-1]), received
 
+    def await_end(self) -> None:
+        """Wait until the daemon has gone, which ends the connection."""
+        while self._socket.recv(4096):
+            pass
+
     def close(self) -> None:
         self._socket.close()

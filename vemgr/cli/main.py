@@ -323,7 +323,9 @@ def host(context: click.Context, as_json: bool) -> None:
 def shutdown(context: click.Context, timeout: int | None) -> None:
     """Stop all VEs, give the network back, end daemon and keeper."""
     context.invoke(stop, names=(), all_=True, timeout=timeout, kill=False)
-    client(context).call("Shutdown")
+    connected = client(context)
+    connected.call("Shutdown")
+    connected.await_end()
 
 
 def _fill_standard_descriptors() -> None:

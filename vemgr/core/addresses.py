@@ -25,7 +25,7 @@ CANDIDATES = (
 )
 
 
-def parse_subnet(text: str, field: str = "network.subnet") -> IPv4Network:
+def parse_subnet(text: str, field: str = "subnet") -> IPv4Network:
     """`text` as a subnet that can hold a gateway and at least one VE. Raises BadValue."""
     try:
         subnet = IPv4Network(text)
@@ -50,7 +50,7 @@ def choose_subnet(foreign: Iterable[str], candidates: Iterable[str] = CANDIDATES
             return str(subnet)
     raise NotEnoughResources(
         "no subnet is free for VEs: each candidate overlaps an address or a route of this host",
-        remedy="name one with network.subnet",
+        remedy="name one with subnet",
         candidates=", ".join(map(str, tried)),
         foreign=", ".join(sorted(map(str, taken))),
     )
@@ -90,7 +90,7 @@ class Pool:
                 return str(IPv4Address(number))
         raise NotEnoughResources(
             f"all {self.size} addresses of {self.subnet} are taken",
-            remedy="destroy VEs that are not needed, or set a larger network.subnet",
+            remedy="destroy VEs that are not needed, or set a larger subnet",
             subnet=self.subnet,
         )
 

@@ -22,6 +22,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _LONGEST_TEXT = 500
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
+AUTOMATIC = -1  # of swap: none where memory is limited, unlimited otherwise
 _MOST_PIDS = 4194304  # the kernel's PID_MAX_LIMIT
 
 
@@ -33,7 +34,7 @@ class Settings:
     cpu_weight: int = 100
     cpu_mask: str | None = None
     memory: int | None = None  # bytes
-    swap: int | None = None  # bytes
+    swap: int | None = AUTOMATIC  # bytes
     pids: int | None = None
     io_weight: int = 100
     io_read: int | None = None  # bytes/s
@@ -81,6 +82,14 @@ def _count_text(value: int | None) -> str:
 def _parse_memory(field_: str, text: str) -> int | None:
     # Below this not even the set-up process, which counts against the limit, can run.
     return units.parse_size(field_, text, least=8 * MIB)
+
+
+def _parse_swap(field_: str, text: str) -> int | None:
+    return AUTOMATIC if text == "auto" else units.parse_size(field_, text)
+
+
+def _show_swap(value: int | None) -> str:
+    return "auto" if value == AUTOMATIC else units.format_size(value)
 
 
 def _parse_network(field_: str, text: str) -> str:
@@ -133,7 +142,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cpu-mask", "LIST", units.parse_cpu_mask, lambda value: value or "all",
             "CPUs the VE may run on: 0-2,5", controller="cpuset"),
     Setting("memory", "SIZE", _parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
-    Setting("swap", "SIZE", units.parse_size, units.format_size, "swap limit: 0, 256M", controller="memory"),
+    Setting("swap", "SIZE", _parse_swap, _show_swap,
+            "swap limit: 0, 256M, 'auto' for none where memory is limited", controller="memory"),
     Setting("pids", "N", _count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), _count_text,
             "how many processes and threads there may be", controller="pids"),
     Setting("io-weight", "1-1000", _count(1, 1000), str,
@@ -174,7 +184,7 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
         else:
             values[setting.attribute] = setting.parse(key, text)
     result = replace(base or DEFAULTS, **values)
-    if result.swap is not None and result.memory is None:
+    if result.swap not in (None, AUTOMATIC) and result.memory is None:
         raise BadValue("swap", units.format_size(result.swap), "a swap limit needs a memory limit",
                        remedy="set memory too")
     return result

@@ -201,10 +201,6 @@ class LimitNotReached(FailedError):
     exit_code = 6
 
 
-class TimedOut(FailedError):
-    exit_code = 213
-
-
 class Unreachable(FailedError):
     """The daemon or the keeper does not answer."""
 

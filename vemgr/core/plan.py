@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from vemgr.core.layers import Template
 
 ID_COUNT = 65536
+TTY_GROUP = 5  # the group of terminals in every distribution
 PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 # What root of a VE may do *to its own VE*. Left out: loading modules, hardware, the clock, the kernel log, device
@@ -33,8 +34,8 @@ class Operation:
     kind: ClassVar[str] = ""
 
     def describe(self) -> str:
-        shown = (f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) not in ("", ()))
-        return " ".join((self.kind, *shown))
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return " ".join((self.kind, *(f"{name}={_shown(name, value)}" for name, value in values if value != ())))
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,15 @@ class Network(Operation):
     kind = "network"
 
 
+def _shown(name: str, value: Any) -> str:
+    """A value on one line: modes in octal, pairs as key=value, line breaks escaped."""
+    if name == "mode":
+        return f"{value:o}"
+    if isinstance(value, tuple):
+        return ",".join("=".join(filter(None, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return repr(value) if isinstance(value, str) and not value.isprintable() else str(value)
+
+
 _KINDS: dict[str, type[Operation]] = {
     c.kind: c
     for c in (Layer, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Sysctl, Console,
@@ -165,13 +175,20 @@ class Plan:
     capabilities: tuple[str, ...] = CAPABILITIES
     id_count: int = ID_COUNT
 
+    def expand(self, text: str) -> str:
+        """Put in the ids that {base}, {last} and {tty} stand for."""
+        ids = {"base": self.id_base, "last": self.id_base + self.id_count - 1, "tty": self.id_base + TTY_GROUP}
+        for word, number in ids.items():
+            text = text.replace(f"{{{word}}}", str(number))
+        return text
+
     def describe(self) -> list[str]:
         """The plan for a reader, one line a step."""
         return [
             "clone namespaces=user,pid,net,uts,ipc,cgroup,time,mnt into the VE's cgroup",
             f"map ids 0-{self.id_count - 1} to {self.id_base}-{self.id_base + self.id_count - 1}",
             f"hostname {self.hostname}",
-            *(operation.describe() for operation in self.operations),
+            *(self.expand(operation.describe()) for operation in self.operations),
             f"capabilities {','.join(self.capabilities)}",
             "seccomp filter",
             f"exec {' '.join(self.init) if self.init else 'built-in init'}",

@@ -21,14 +21,13 @@ from functools import partial
 from typing import Any
 
 from vemgr.core import plan as operations
-from vemgr.core.plan import Plan
+from vemgr.core.plan import TTY_GROUP, Plan
 from vemgr.kernel import mounts, namespaces, netlink
 from vemgr.kernel.openat2 import open_in_root
 
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
-TTY_GROUP = 5
 _MANAGED = "# written by vemgr at each start; remove this line to keep your own\n"
 _READ_BOUND = 65536
 
@@ -60,15 +59,13 @@ class Setup:
         self._root_fd = -1
         self._mounted: dict[str, int] = {}
         self._data_count = 0
-        self._words = {"base": plan.id_base, "last": plan.id_base + plan.id_count - 1,
-                       "tty": plan.id_base + TTY_GROUP}
 
     def run(self) -> None:
         """Execute all operations in order. Raises `SetupError` naming the one that failed."""
         self._step("stage", self._stage)
         self._step("enter namespaces", self._enter)
         for operation in self.plan.operations:
-            self._step(operation.describe(), partial(_EXECUTE[type(operation)], self, operation))
+            self._step(self.plan.expand(operation.describe()), partial(_EXECUTE[type(operation)], self, operation))
         # A descriptor of the host's file system that lived on would lead out of the VE.
         self._step("pivot", lambda: mounts.pivot_into(self._root_fd))
 
@@ -149,11 +146,8 @@ class Setup:
         directory, _, name = path.strip("/").rpartition("/")
         return open_in_root(self._root_fd, directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
 
-    def _expand(self, text: str) -> str:
-        return text.format_map(self._words) if "{" in text else text
-
     def _filesystem(self, operation: operations.Filesystem) -> None:
-        options = tuple((key, self._expand(value)) for key, value in operation.options)
+        options = tuple((key, self.plan.expand(value)) for key, value in operation.options)
         attributes = sum(mounts.MOUNT_ATTR[flag] for flag in operation.flags)
         if operation.fstype != "proc":
             self._mount(mounts.new_filesystem(operation.fstype, options, attributes), operation.target)
@@ -242,7 +236,7 @@ class Setup:
         except FileNotFoundError:
             return  # the kernel was built without it
         try:
-            os.write(fd, self._expand(operation.value).encode())
+            os.write(fd, self.plan.expand(operation.value).encode())
         finally:
             os.close(fd)
 
@@ -253,7 +247,7 @@ class Setup:
         fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
         (number,) = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, struct.pack("i", 0)))
         slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
-        os.fchown(slave, self.plan.id_base, self._words["tty"])
+        os.fchown(slave, self.plan.id_base, self.plan.id_base + TTY_GROUP)
         target = os.open("console", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dev)
         mounts.attach(mounts.open_tree(str(number), dir_fd=devpts), target, "/dev/console")
         os.close(target)

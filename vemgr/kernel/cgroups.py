@@ -75,17 +75,22 @@ class VECgroup(Controller):  # type: ignore[misc]
 
 
 class CgroupTree:
-    """All VEs' cgroups, below `base` (made here). `controllers`: those that limits can be set with."""
+    """All VEs' cgroups, below `top`/ve (made here). `controllers`: those that limits can be set with."""
 
-    def __init__(self, base: str) -> None:
-        self.base = base
-        os.makedirs(base, exist_ok=True)
-        self.controllers = self._enable_controllers()
+    def __init__(self, top: str) -> None:
+        self.base = f"{top}/ve"
+        os.makedirs(self.base, exist_ok=True)
+        self.controllers = self._enable_controllers(top)
 
-    def _enable_controllers(self) -> frozenset[str]:
-        """Hand the controllers down to the VEs as far as this place in the tree has them."""
-        parent = os.path.dirname(self.base)
-        for directory in (parent, self.base):
+    def _enable_controllers(self, top: str) -> frozenset[str]:
+        """Hand the controllers down to the VEs as far as this place in the tree has them.
+
+        What systemd has delegated to us begins at `top`. Where nobody has, it hangs directly below the root of the
+        tree, which is then ours to open; what is open there already stays as it is.
+        """
+        above = os.path.dirname(top)
+        ours = [] if os.path.exists(f"{above}/cgroup.events") else [above]  # only the root has no such file
+        for directory in (*ours, top, self.base):
             available = _words(f"{directory}/cgroup.controllers")
             for controller in CONTROLLERS:
                 if controller in available and controller not in _words(f"{directory}/cgroup.subtree_control"):
@@ -141,7 +146,7 @@ class CgroupTree:
                 os.rmdir(path)
 
 
-def find_base(keeper_pid: int, name: str) -> str:
+def find_top(keeper_pid: int, name: str) -> str:
     """Where the VEs' cgroups go.
 
     Below the keeper's own service where systemd runs it (Delegate=yes makes that subtree ours; the keeper itself
@@ -151,13 +156,13 @@ def find_base(keeper_pid: int, name: str) -> str:
     mountpoint = cgroup2_mountpoint()
     place = _own_cgroup(keeper_pid)
     if place.endswith("vemgr-keeper.service/keeper"):
-        return f"{mountpoint}{place.removesuffix('/keeper')}/ve"
+        return f"{mountpoint}{place.removesuffix('/keeper')}"
     if place.endswith("/vemgr-keeper.service"):
         leaf = f"{mountpoint}{place}/keeper"
         os.makedirs(leaf, exist_ok=True)
         _write(f"{leaf}/cgroup.procs", str(keeper_pid))
-        return f"{mountpoint}{place}/ve"
-    return f"{mountpoint}/{name}/ve"
+        return f"{mountpoint}{place}"
+    return f"{mountpoint}/{name}"
 
 
 def cgroup2_mountpoint() -> str:

@@ -41,18 +41,18 @@ class Rules:
 
     def __post_init__(self) -> None:
         if not _INTERFACE.fullmatch(self.bridge):
-            raise BadValue("network.bridge", self.bridge, "not an interface name")
+            raise BadValue("bridge", self.bridge, "not an interface name")
         try:
             IPv4Network(self.subnet)
         except ValueError as error:
-            raise BadValue("network.subnet", self.subnet, str(error)) from None
+            raise BadValue("subnet", self.subnet, str(error)) from None
         for name, value in (("gateway", self.gateway), ("resolver", self.resolver)):
             try:
                 IPv4Address("127.0.0.1" if value is None else value)
             except AddressValueError as error:
                 raise BadValue(f"network.{name}", value, str(error)) from None
         if self.resolver is not None and not IPv4Address(self.resolver).is_loopback:
-            raise BadValue("network.resolver", self.resolver, "only a resolver on the loopback needs a redirect")
+            raise BadValue("resolver", self.resolver, "only a resolver on the loopback needs a redirect")
 
 
 def ruleset(table: str, rules: Rules) -> str:
@@ -118,7 +118,7 @@ class Firewall:
 
     def __init__(self, table: str = "vemgr") -> None:
         if not _NAME.fullmatch(table):
-            raise BadValue("network.table", table, "not a name of at most 32 letters, digits, _ and -")
+            raise BadValue("table", table, "not a name of at most 32 letters, digits, _ and -")
         self.table = table
         self._library = _load()
 
@@ -143,8 +143,8 @@ class Firewall:
     def _refuse_foreign(self) -> None:
         if self._exists() and not self._marked():
             raise BadValue(
-                "network.table", self.table, "there is an nftables table of this name which is not vemgr's",
-                remedy="set network.table to another name",
+                "table", self.table, "there is an nftables table of this name which is not vemgr's",
+                remedy="set table to another name",
             )
 
     def _exists(self) -> bool:

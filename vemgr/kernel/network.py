@@ -48,7 +48,7 @@ class BridgeNetwork:
 
     def __init__(self, bridge: str, prefix: str = "ve") -> None:
         if not 0 < len(bridge) < 16 or not all(c.isascii() and (c.isalnum() or c in "-_") for c in bridge):
-            raise BadValue("network.bridge", bridge, "not an interface name of at most 15 letters, digits, - and _")
+            raise BadValue("bridge", bridge, "not an interface name of at most 15 letters, digits, - and _")
         self.bridge = bridge
         self.prefix = prefix
         self.mac = mac_for(bridge, "bridge")
@@ -220,8 +220,8 @@ class BridgeNetwork:
         """`link` if it is our bridge. The MAC address derived from its name is what we know it by."""
         if link is None or link.get(("linkinfo", "kind")) != "bridge" or link.get("address") != self.mac:
             raise BadValue(
-                "network.bridge", self.bridge, "there is an interface of this name which is not vemgr's",
-                remedy="set network.bridge to another name",
+                "bridge", self.bridge, "there is an interface of this name which is not vemgr's",
+                remedy="set bridge to another name",
             )
         return link
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vemgr.core import resources as units
-from vemgr.core.config import DEFAULTS, MIB, Setting, Settings, changed
+from vemgr.core.config import AUTOMATIC, DEFAULTS, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.kernel import blockdev, cgroups
 from vemgr.kernel.cgroups import CgroupTree
@@ -126,7 +126,9 @@ class Limits:
 
     def _write_swap(self, group: Any, settings: Settings) -> None:
         # A memory limit alone would let the VE go on in the host's swap: with a limit, no swap unless asked for.
-        swap = 0 if settings.memory is not None and settings.swap is None else settings.swap
+        swap = settings.swap
+        if swap == AUTOMATIC:
+            swap = 0 if settings.memory is not None else None
         if group.has("memory.swap.max"):
             group.memory_swap_max = swap
         elif swap:
