@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -75,6 +76,7 @@ class Keeper:
         self._births: dict[int, Birth] = {}
         self._consoles: dict[int, ConsoleTail] = {}  # by the pid of the init
         self._unclaimed: dict[int, int] = {}  # reaped before the message that names them was read
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._running = True
 
     def serve(self) -> None:
@@ -130,7 +132,16 @@ class Keeper:
         self._tell({"event": "exited", **child.describe()})
 
     def _on_connection(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            # No descriptor is left. One kept for this moment lets us turn the caller away, who would else be
+            # reported again and again.
+            os.close(self._spare)
+            with contextlib.suppress(OSError):
+                self._listener.accept()[0].close()
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            return
         connection.setblocking(False)
         self._watch(connection, lambda: self._on_request(connection))
 
@@ -175,11 +186,10 @@ class Keeper:
             self._drop_daemon()
             self._daemon = connection
         try:
+            _check_complete(message)
             _REQUESTS[message["call"]](self, message, fds)
-        except OSError as error:
-            self._tell({"event": "failed", "id": message["id"], "operation": message["call"],
-                        "errno": error.errno or 0, "error": error.strerror or str(error),
-                        "path": str(error.filename or "")})
+        except Exception as error:  # whatever it is, the daemon waits for an answer
+            self._tell({"event": "failed", "id": message["id"], **_failure(message["call"], error)})
         finally:
             for fd in fds:
                 os.close(fd)
@@ -193,7 +203,8 @@ class Keeper:
         init = self._init_of(message["ve"])
         command = Command(tuple(message["argv"]), message["env"], message["cwd"], message["user"], message["tty"])
         process, channel = fork_command(command, init.pidfd, fds[0], _read_all(fds[1]), fds[3:])
-        self._begin(Birth(message["id"], init.ve, channel, message["kind"], process, os.dup(fds[2])))
+        status_fd = fds.pop(2)  # ours from now on
+        self._begin(Birth(message["id"], init.ve, channel, message["kind"], process, status_fd))
 
     def _init_of(self, ve: str) -> Child:
         for child in self._children.values():
@@ -213,6 +224,17 @@ class Keeper:
         if message is None:
             self._end_birth(birth)
             return
+        try:
+            _check_complete(message)
+            self._on_birth_event(birth, message, fds)
+        except Exception as error:  # out of descriptors, most likely; the daemon waits for an answer
+            birth.failure = _failure("set up", error)
+            self._end_birth(birth)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _on_birth_event(self, birth: Birth, message: dict[str, Any], fds: list[int]) -> None:
         event = message["event"]
         if event == "cloned":
             self._adopt(birth, message["pid"], os.dup(fds[0]))
@@ -221,13 +243,12 @@ class Keeper:
         elif event == "entered":
             self._adopt(birth, message["pid"], -1)
         elif event == "console":
-            self._keep_console(birth.pid, os.dup(fds[0]), os.dup(fds[1]))
+            self._keep_console(birth.pid, *fds)
+            fds.clear()
         elif event == "started":
             birth.started = True
         else:
             birth.failure = message
-        for fd in fds:
-            os.close(fd)
 
     def _adopt(self, birth: Birth, pid: int, pidfd: int) -> None:
         birth.pid = pid
@@ -235,6 +256,10 @@ class Keeper:
             started = start_time(pid)
         except ProcessLookupError:
             started = 0  # gone and reaped already: `_unclaimed` has its status
+        except OSError:
+            if pidfd >= 0:
+                os.close(pidfd)
+            raise
         self._children[pid] = Child(birth.kind, birth.ve, pid, started, pidfd, birth.status_fd)
         birth.status_fd = -1
 
@@ -247,9 +272,9 @@ class Keeper:
         if not well and birth.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(birth.pid, signal.SIGKILL)
-            failed = self._children.pop(birth.pid)
+            failed = self._children.pop(birth.pid, None)
             self._close_console(birth.pid)
-            for fd in (failed.pidfd, failed.status_fd):
+            for fd in (failed.pidfd, failed.status_fd) if failed else ():
                 if fd >= 0:
                     os.close(fd)
         if birth.status_fd >= 0:
@@ -328,6 +353,19 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], None]] = {
     "start": Keeper._start, "go": Keeper._go, "abort": Keeper._abort, "exec": Keeper._exec, "list": Keeper._list,
     "taken": Keeper._taken, "console": Keeper._console, "shutdown": Keeper._shutdown,
 }
+
+
+def _check_complete(message: dict[str, Any]) -> None:
+    if message.get("truncated"):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def _failure(operation: str, error: Exception) -> dict[str, Any]:
+    if not isinstance(error, OSError):
+        log.error("unexpected failure", exc_info=error)
+        error = OSError(0, f"{type(error).__name__}: {error}")
+    return {"operation": operation, "errno": error.errno or 0, "error": error.strerror or str(error),
+            "path": str(error.filename or "")}
 
 
 def _read_all(fd: int) -> bytes:

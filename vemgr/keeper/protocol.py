@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from typing import Any
 
@@ -15,6 +16,14 @@ def send(channel: socket.socket, message: dict[str, Any], fds: list[int] | None 
 
 
 def receive(channel: socket.socket, most_fds: int = 8) -> tuple[dict[str, Any] | None, list[int]]:
-    """One message and its descriptors; (None, []) at the end of the conversation."""
-    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BOUND, most_fds, socket.MSG_CMSG_CLOEXEC)
+    """One message and its descriptors; (None, []) at the end of the conversation.
+
+    A process that has no descriptor free gets fewer than were sent, which the kernel tells by MSG_CTRUNC: then it
+    gets none, and the message says so under "truncated".
+    """
+    data, fds, flags, _ = socket.recv_fds(channel, MESSAGE_BOUND, most_fds, socket.MSG_CMSG_CLOEXEC)
+    if flags & socket.MSG_CTRUNC and data:
+        for fd in fds:
+            os.close(fd)
+        return {**json.loads(data), "truncated": True}, []
     return (json.loads(data) if data else None), fds

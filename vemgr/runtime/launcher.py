@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vemgr.core.errors import ExecFailed, StartFailed, Unreachable, VemgrError
+from vemgr.core.errors import ExecFailed, StartFailed, SystemFailure, Unreachable, VemgrError
 from vemgr.core.plan import Plan
 from vemgr.keeper.protocol import receive, send
 
@@ -148,6 +148,10 @@ class Launcher:
             message, fds = await self._answer(replies)
             if message["event"] == "failed":
                 raise _start_failure(plan.name, message)
+            if message.get("truncated"):
+                self._send({"id": next(self._numbers), "call": "abort", "start": number})
+                raise SystemFailure(f"VE {plan.name} cannot start: the daemon has no descriptor left",
+                                    remedy="raise LimitNOFILE of vemgr.service", ve=plan.name)
             birth = Birth(number, message["pid"], message["start_time"], *fds)
             try:
                 messages = await configure(birth)
