@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from vemgr.api.client import RemoteError
 from vemgr.core.config import SETTINGS
 
 GOOD = {"cpus": "1", "cpu-weight": "200", "cpu-mask": "0", "memory": "64M", "swap": "0", "pids": "50",
@@ -24,8 +25,12 @@ def unchanged(vemgr):
     "a/b", "../x", "a.b", ".", "", "A", "a b", "a_b", "x" * 64, "é", "a\n", "-a", "a-", "a\u0661",
 ])
 def test_bad_names(unchanged, name):
-    for verb in (["create", "--template", "bb"], ["start"], ["show"], ["destroy"]):
-        assert "bad value" in unchanged(*verb, "--", name, code=21).stderr
+    assert "bad value" in unchanged("create", "--template", "bb", "--", name, code=21).stderr
+    with unchanged.client() as client:
+        for method in ("Start", "Stop", "Restart", "Suspend", "Resume", "Show", "Plan", "Destroy"):
+            with pytest.raises(RemoteError) as refused:
+                client.call(method, {"name": name})
+            assert refused.value.code == 21
 
 
 def test_the_longest_name(fresh):
@@ -44,8 +49,16 @@ def test_the_longest_name(fresh):
     ("address", "10.0.0"), ("address", "10.0.0.256"), ("address", "::1"), ("address", "x"),
 ])
 def test_bad_values(unchanged, option, value):
-    answer = unchanged("create", "refused", "--template", "bb", f"--{option}={value}", code=21)
-    assert f"for {option}" in answer.stderr and answer.stdout == ""
+    with unchanged.client() as client, pytest.raises(RemoteError) as refused:
+        client.call("Create", {"name": "refused", "template": "bb", "settings": {option: value}})
+    assert (refused.value.identifier, refused.value.code) == ("BadValue", 21)
+    assert f"for {option}" in str(refused.value) and refused.value.facts["field"] == option
+
+
+def test_a_bad_value_on_the_command_line(unchanged):
+    answer = unchanged("create", "refused", "--template", "bb", "--memory", "1X", code=21)
+    assert answer.stderr == ("vemgr: bad value '1X' for memory: not a size; write a number with K, M, G or T, "
+                             "or 'unlimited'\n")
 
 
 def test_addresses_nobody_may_have(unchanged, running):
