@@ -51,10 +51,9 @@ class HostConfig:
 
 def allocate_ids(config: HostConfig, taken: Iterable[int], foreign: Iterable[tuple[int, int]]) -> int:
     """The first range of ids that neither a VE nor a `foreign` user (first, count; from /etc/subuid) has."""
-    used = set(taken)
-    others = list(foreign)
+    others = [*foreign, *((first, ID_COUNT) for first in taken)]
     for base in range(config.id_first, config.id_last - ID_COUNT + 2, ID_COUNT):
-        if base not in used and not any(base < first + count and first < base + ID_COUNT for first, count in others):
+        if not any(base < first + count and first < base + ID_COUNT for first, count in others):
             return base
     raise NotEnoughResources("no range of user ids is left for another VE",
                              remedy="destroy VEs, or widen id-first and id-last in vemgr.toml")

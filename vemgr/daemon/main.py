@@ -27,17 +27,25 @@ from vemgr.daemon.service import DaemonService
 from vemgr.kernel import seccomp
 from vemgr.kernel.cgroups import CgroupTree, find_top
 from vemgr.kernel.devices import DevicePolicy
+from vemgr.kernel.process import start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
-from vemgr.runtime.reconcile import load_definitions, reconcile, start_on_boot
+from vemgr.runtime.reconcile import (
+    keep_host_template_tight,
+    load_definitions,
+    reconcile,
+    start_on_boot,
+    sweep,
+)
 from vemgr.runtime.store import Store, storage_errors
 from vemgr.templates.store import Templates
 
 log = logging.getLogger("vemgr")
+_DRAIN = 5.0  # seconds for what is being done in the background when the daemon ends
 _KEEPER_PATIENCE = 100  # tenths of a second to wait for the keeper at start
 
 
@@ -83,12 +91,13 @@ class Daemon:
         self._config = config
         self._ending = asyncio.Event()
         self._keeper_pid = 0
+        self._keeper: tuple[int, int] = (0, 0)
         self._keeper_ends = False
         self._activated = False  # whether systemd made the socket, and keeps it
+        self._early: list[Child] = []  # what ended while we were coming up
         self._background: set[asyncio.Task[None]] = set()
         self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost)
         self._manager: Manager | None = None
-        self._parts: Parts | None = None
 
     async def run(self) -> None:
         config = self._config
@@ -97,19 +106,23 @@ class Daemon:
                 os.makedirs(path, mode=0o700, exist_ok=True)
         lock = _lock(config)
         children = await self._connect_keeper()
-        parts = self._parts = join(config, self._keeper_pid)
+        parts = join(config, self._keeper_pid)
         manager = self._manager = Manager(parts, self._launcher)
         load_definitions(manager, parts)
         await reconcile(manager, parts, children)
+        for child in self._early:
+            manager.on_exit(child)
         server = await self._serve(manager, parts)
         notify("READY=1")
+        sweep(manager, parts)
+        manager.in_background(keep_host_template_tight(manager, parts))
         limits = ", ".join(sorted(parts.tree.controllers)) or "none"
         log.info("ready, version %s; limits: %s", vemgr.__version__, limits)
         await start_on_boot(manager, config.run_dir)
         await self._ending.wait()
         notify("STOPPING=1")
         server.close()
-        await manager.drain()
+        await manager.drain(_DRAIN)
         if self._keeper_ends:
             with contextlib.suppress(FileNotFoundError):
                 if not self._activated:
@@ -139,35 +152,45 @@ class Daemon:
                     raise
                 await asyncio.sleep(0.1)
         self._keeper_pid, children = await self._launcher.children()
+        self._keeper = _identity(self._keeper_pid)
         return children
 
     def _on_exit(self, child: Child) -> None:
-        if self._manager is not None:  # otherwise the list, which is being asked for, has it too
+        if self._manager is None:
+            self._early.append(child)
+        else:
             self._manager.on_exit(child)
 
     def _on_keeper_lost(self) -> None:
         if self._manager is None or self._keeper_ends:
             return
-        log.error("the keeper has ended, and its VEs with it")
-        task = asyncio.get_running_loop().create_task(self._await_new_keeper())
+        task = asyncio.get_running_loop().create_task(self._reconnect())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _await_new_keeper(self) -> None:
-        """Clean up after the VEs that ended with the keeper, then take up with its successor."""
+    async def _reconnect(self) -> None:
+        """The connection to the keeper is gone: take it up again, or clean up after a keeper that is gone itself."""
         assert self._manager is not None
-        assert self._parts is not None
-        await self._manager.on_keeper_lost()
+        lost = False
         while not self._ending.is_set():
             try:
+                if _identity(self._keeper_pid) != self._keeper and not lost:
+                    lost = True
+                    log.error("the keeper has ended, and its VEs with it")
+                    await self._manager.on_keeper_lost()
                 await self._launcher.connect()
-                self._keeper_pid, _ = await self._launcher.children()
-            except Unreachable:
+                self._keeper_pid, children = await self._launcher.children()
+                self._keeper = _identity(self._keeper_pid)
+                if lost:
+                    self._manager.use_tree(CgroupTree(find_top(self._keeper_pid, self._config.cgroup)))
+                log.warning("connected to the keeper again, process %d", self._keeper_pid)
+                for child in children:
+                    if child.status is not None:
+                        self._manager.on_exit(child)
+                return
+            except (OSError, VemgrError) as error:
+                log.debug("the keeper is not back yet: %s", error)
                 await asyncio.sleep(0.2)
-                continue
-            self._manager.use_tree(CgroupTree(find_top(self._keeper_pid, self._config.cgroup)))
-            log.info("connected to a new keeper, process %d", self._keeper_pid)
-            return
 
     async def _serve(self, manager: Manager, parts: Parts) -> VarlinkUnixServer:
         registry = VarlinkInterfaceRegistry()
@@ -181,6 +204,14 @@ class Daemon:
         server = VarlinkUnixServer(listener, lambda: _Protocol(registry))
         await server.start_serving()
         return server
+
+
+def _identity(pid: int) -> tuple[int, int]:
+    """A process by pid and start time; (pid, 0) when it is gone. A zombie, which nobody may reap, counts as gone."""
+    try:
+        return pid, start_time(pid)
+    except ProcessLookupError:
+        return pid, 0
 
 
 def join(config: HostConfig, keeper_pid: int) -> Parts:
@@ -269,6 +300,10 @@ async def _main(config: HostConfig) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, daemon.end)
     await daemon.run()
+    # Not by way of the interpreter's own end: it would wait for a thread that unpacks an archive which never ends.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

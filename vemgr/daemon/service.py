@@ -102,19 +102,18 @@ class DaemonService:
         return {**found, "users": self._users(template.name)}
 
     async def templates(self) -> list[dict[str, Any]]:
-        await asyncio.to_thread(self._parts.templates.host)
+        await self._manager.template(HOST_TEMPLATE)
         return [self._describe(t) for t in await asyncio.to_thread(self._parts.templates.list)]
 
     async def template(self, name: str) -> dict[str, Any]:
-        if name == HOST_TEMPLATE:
-            return self._describe(await asyncio.to_thread(self._parts.templates.host))
-        return self._describe(self._parts.templates.show(name))
+        return self._describe(await self._manager.template(name))
 
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]:
         self._hold(name, "import")
         try:
             with os.fdopen(os.dup(archive), "rb") as stream:
-                template = await asyncio.to_thread(
+                template = await asyncio.get_running_loop().run_in_executor(
+                    self._parts.slow,
                     lambda: self._parts.templates.import_archive(name, stream, description=description))
         finally:
             del self._template_verbs[name]

@@ -19,6 +19,8 @@ from cgroupspy.nodes import Node
 CONTROLLERS = ("cpu", "cpuset", "memory", "io", "pids")
 _DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 _EXEC_LEAF = ".vemgr"
+_DEEPEST = 32
+_MOST_DESCENDANTS = 2000
 
 
 class LimitFile(BaseFileInterface):  # type: ignore[misc]
@@ -105,12 +107,22 @@ class CgroupTree:
     def names(self) -> list[str]:
         return sorted(entry.name for entry in os.scandir(self.base) if entry.is_dir(follow_symlinks=False))
 
+    def __contains__(self, ve: str) -> bool:
+        return os.path.isdir(f"{self.base}/{ve}")
+
     def create(self, ve: str, owner: int) -> None:
         """Make the cgroup and delegate it to id `owner` of the host (cgroup-v2.rst, "Delegation")."""
         path = f"{self.base}/{ve}"
         os.mkdir(path, 0o755)
-        for name in ("", *_DELEGATED):
-            os.chown(f"{path}/{name}", owner, owner)
+        try:
+            for name in ("", *_DELEGATED):
+                os.chown(f"{path}/{name}", owner, owner)
+            # Without bounds a VE could make a tree that takes the host minutes to remove, or is too deep to.
+            _write(f"{path}/cgroup.max.depth", str(_DEEPEST))
+            _write(f"{path}/cgroup.max.descendants", str(_MOST_DESCENDANTS))
+        except OSError:
+            os.rmdir(path)
+            raise
 
     def open(self, ve: str) -> int:
         """A descriptor to be born into (CLONE_INTO_CGROUP)."""

@@ -80,16 +80,21 @@ class Ender:
 
     async def _tidy(self, instance: Instance) -> None:
         """After the end of init. The kernel takes the link down together with the VE's network namespace."""
-        await self._starter.remove_cgroup(instance.name)
-        instance.is_over()
+        try:
+            await self._starter.remove_cgroup(instance.name)
+        finally:
+            instance.is_over()
 
-    async def destroy(self, instance: Instance) -> None:
-        """Remove a stopped VE with its data; the caller holds its lock."""
-        gone = self._parts.store.remove(instance.name)
+    async def remove(self, instance: Instance) -> str:
+        """Remove a stopped VE, whose lock the caller holds; returns what is to be purged then."""
+        gone = await asyncio.to_thread(self._parts.store.remove, instance.name)
         self._instances.forget(instance)
         log.info("VE %s destroyed", instance.name)
-        # In a thread: a VE may hold a million files.
-        await asyncio.to_thread(self._parts.store.purge, gone)
+        return gone
+
+    async def purge(self, gone: str) -> None:
+        """Delete the data of a removed VE: minutes, when it held a million files."""
+        await asyncio.get_running_loop().run_in_executor(self._parts.slow, self._parts.store.purge, gone)
 
     # what the keeper reports
 
@@ -106,10 +111,10 @@ class Ender:
         if not task.cancelled() and task.exception() is not None:
             log.error("unexpected failure", exc_info=task.exception())
 
-    async def drain(self) -> None:
-        """Wait for what is being done in the background."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def drain(self, seconds: float) -> None:
+        """Wait for what is being done in the background; what is not done by then the next daemon does again."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
 
     async def _after_exit(self, child: Child) -> None:
         try:
@@ -136,39 +141,44 @@ class Ender:
                 return
             log.info("VE %s ended by itself: %s", instance.name, instance.last_exit)
             await self._tidy(instance)
-            if instance.definition.ephemeral:
-                await self.destroy(instance)
-            elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == REBOOT:
-                await self._start_again(instance)
+            instance.restarting = os.WIFSIGNALED(status) and os.WTERMSIG(status) == REBOOT
+        if instance.definition.ephemeral:
+            await self.discard(instance.name)
+        elif instance.restarting:
+            await self._start_again(instance)
 
     async def _start_again(self, instance: Instance) -> None:
-        """A reboot from inside."""
-        instance.verb = "start"
-        try:
-            if time.monotonic() - instance.rebooted < _SHORT_LIFE:
-                await asyncio.sleep(_REBOOT_DELAY)
-            instance.rebooted = time.monotonic()
-            instance.definition = self._parts.store.load(instance.name)
-            await self._starter.start(instance)
-        except VemgrError as error:
-            log.error("VE %s asked for a reboot but does not start: %s", instance.name, error)
-        finally:
-            instance.verb = ""
+        """A reboot from inside. The lock is free during the delay, so that the VE can be stopped meanwhile."""
+        if time.monotonic() - instance.rebooted < _SHORT_LIFE:
+            await asyncio.sleep(_REBOOT_DELAY)
+        async with instance.lock:
+            if not instance.restarting or not self._instances.holds(instance):
+                return
+            instance.verb, instance.restarting, instance.rebooted = "start", False, time.monotonic()
+            try:
+                instance.definition = self._parts.store.load(instance.name)
+                await self._starter.start(instance)
+            except VemgrError as error:
+                log.error("VE %s asked for a reboot but does not start: %s", instance.name, error)
+            finally:
+                instance.verb = ""
 
     async def discard(self, name: str) -> None:
         """The command of an ephemeral VE has ended, or could not begin: the VE goes."""
         instance = self._instances.find(name)
-        if instance is None:
+        if instance is None or not instance.definition.ephemeral:
             return
         async with instance.lock:
-            if name not in self._instances:
-                return
+            if not self._instances.holds(instance):
+                return  # destroyed meanwhile; a VE that has this name now is another
             try:
                 if instance.running:
                     await self.stop(instance, 0.0)
-                await self.destroy(instance)
+                gone = await self.remove(instance)
             except VemgrError as error:
                 log.error("ephemeral VE %s: %s", name, error)
+                return
+        await self.purge(gone)
 
     async def on_keeper_lost(self) -> None:
         """The keeper's death ends its VEs (their inits ask for it with PR_SET_PDEATHSIG); make sure, and tidy up."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from vemgr.runtime.networking import Networking
 from vemgr.runtime.store import Store
 from vemgr.templates.store import Templates
 
+_TIDY = 15.0  # seconds
+
 
 @dataclass
 class Parts:
@@ -33,6 +36,8 @@ class Parts:
     devices: DevicePolicy
     networking: Networking
     filter_fd: int
+    # For what may take minutes, apart from the threads of everyday work: unpacking and deleting trees.
+    slow: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "slow"))
 
 
 @dataclass
@@ -40,8 +45,9 @@ class Instance:
     """What is known of a VE while the daemon runs.
 
     `verb`: in progress, "" if none. `ended`: set once its init is gone. `stopping`: a verb waits for that and will
-    tidy up. `in_force`: the settings that its cgroup carries. `last_exit`, `console`: how the last init ended and
-    what it said.
+    tidy up. `in_force`: the settings that its cgroup carries. `address_in_use`: of the running VE, which may differ
+    from the next start's. `restarting`: it asked for a reboot, which is about to happen. `rebooted`: when it last
+    did, monotonic seconds. `last_exit`, `console`: how the last init ended and what it said.
     """
 
     definition: Definition
@@ -52,7 +58,9 @@ class Instance:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
     in_force: Settings = field(default_factory=Settings)
-    rebooted: float = -1e9  # when it last did, monotonic seconds
+    address_in_use: str = ""
+    restarting: bool = False
+    rebooted: float = -1e9
     last_exit: str = ""
     console: str = ""
 
@@ -68,10 +76,12 @@ class Instance:
     def began(self, pid: int, state: State = State.RUNNING) -> None:
         self.state, self.pid, self.stopping = state, pid, False
         self.in_force = self.definition.settings
+        self.address_in_use = self.definition.address
+        self.restarting = False
         self.ended.clear()
 
     def is_over(self) -> None:
-        self.state, self.pid = State.STOPPED, 0
+        self.state, self.pid, self.address_in_use = State.STOPPED, 0, ""
 
     def summary(self) -> dict[str, Any]:
         definition = self.definition
@@ -107,22 +117,39 @@ class Instances:
         return instance
 
     def forget(self, instance: Instance) -> None:
-        self._by_name.pop(instance.name, None)
+        if self.holds(instance):
+            del self._by_name[instance.name]
+
+    def holds(self, instance: Instance) -> bool:
+        """Whether this VE still is the one of its name: another may have been created since."""
+        return self._by_name.get(instance.name) is instance
+
+    def addresses(self, apart_from: str) -> dict[str, str]:
+        """Address to name, of what VEs have now or will have at their next start."""
+        others = [instance for instance in self if instance.name != apart_from]
+        return {address: i.name for i in others for address in (i.definition.address, i.address_in_use) if address}
 
     def users_of(self, template: str) -> list[Instance]:
         return [instance for instance in self if instance.definition.template == template]
 
     @contextlib.asynccontextmanager
     async def held(self, name: str, verb: Verb) -> AsyncIterator[Instance]:
-        """Hold a VE for one verb; a second one is refused at once instead of waiting for who knows how long."""
+        """Hold a VE for one verb; a second one is refused at once instead of waiting for who knows how long.
+
+        What the daemon itself does after the end of an init is short, and is waited for.
+        """
         instance = self.get(name)
-        if instance.lock.locked():
-            raise Locked(f"VE {name}", instance.verb or "tidy up")
-        async with instance.lock:
-            if self._by_name.get(name) is not instance:
+        if instance.lock.locked() and instance.verb:
+            raise Locked(f"VE {name}", instance.verb)
+        try:
+            await asyncio.wait_for(instance.lock.acquire(), _TIDY)
+        except TimeoutError:
+            raise Locked(f"VE {name}", "tidy up") from None
+        try:
+            if not self.holds(instance):
                 raise NoSuchVE(name)
             instance.verb = str(verb)
-            try:
-                yield instance
-            finally:
-                instance.verb = ""
+            yield instance
+        finally:
+            instance.verb = ""
+            instance.lock.release()

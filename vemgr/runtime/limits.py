@@ -154,11 +154,11 @@ class Limits:
 
         memory.high holds back new allocations meanwhile; it is lifted again in every case, as it would freeze the VE.
         """
-        if after is not None and (before is None or after < before) and group.memory_current > after:
+        if after is not None and (before is None or after < before) and group.memory_current > _target(after):
             if not group.has("memory.reclaim"):
                 raise NotEnforceable("memory", "more is in use, and this kernel cannot reclaim on demand",
                                      "stop the VE first (memory.reclaim needs Linux 5.19)")
-            group.memory_high = after
+            group.memory_high = _target(after)
             try:
                 await self._reclaim_to(group, after)
                 group.memory_max = after
@@ -169,7 +169,7 @@ class Limits:
 
     async def _reclaim_to(self, group: Any, target: int) -> None:
         patience, least = _RECLAIM_PATIENCE, group.memory_current
-        while (current := group.memory_current) > target:
+        while (current := group.memory_current) > _target(target):
             if current < least:
                 patience, least = _RECLAIM_PATIENCE, current
             elif not patience:
@@ -180,8 +180,14 @@ class Limits:
             patience -= 1
             # EAGAIN: less than asked was reclaimed; the next round looks again.
             with contextlib.suppress(BlockingIOError):
-                await asyncio.to_thread(_reclaim, group, min(current - target, _RECLAIM_STEP))
+                await asyncio.to_thread(_reclaim, group, min(current - _target(target), _RECLAIM_STEP))
             await asyncio.sleep(0.01)
+
+    def settle(self, ve: str) -> None:
+        """Lift a memory.high that a daemon killed in the middle of a change has left: it would freeze the VE."""
+        with contextlib.suppress(OSError):
+            group: Any = self._tree[ve]
+            group.memory_high = None
 
     def in_force(self, ve: str) -> dict[str, str]:
         """The limits as the kernel has them, in the settings' own units."""
@@ -201,6 +207,12 @@ class Limits:
                 for name, key in _IO_KEYS.items():
                     found[name.replace("_", "-")] = _io_text(name, values.get(key, "max"))
         return found
+
+
+def _target(limit: int) -> int:
+    """What use must fall to before a limit is written: memory.high lets a single large system call pass, and what it
+    takes in the last moment must not make the new limit kill."""
+    return limit - min(limit // 64, 4 * MIB)
 
 
 def _reclaim(group: Any, amount: int) -> None:

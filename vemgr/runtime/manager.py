@@ -8,15 +8,17 @@ execute with an undo for every step. So an error is either a `RefusedError` (not
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import Definition, Settings, changed, check_name, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.host import allocate_ids
+from vemgr.core.layers import Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.plan import Plan
 from vemgr.kernel.cgroups import CgroupTree, readings
@@ -69,16 +71,20 @@ class Manager:
             raise VEExists(name)
         await self._starter.template(template)
         self._parts.limits.check(settings)
-        # From here on nothing waits for anything, so no other client can take the name, the address or the ids.
-        definition = Definition(
-            name=name, template=template, created=utc_now(), settings=settings, ephemeral=ephemeral,
-            address=await self._address(name, settings),
-            id_base=allocate_ids(self._parts.config, self._taken_ids(), foreign_ranges()),
-        )
+        # Between here and the admission nothing waits, so no other client gets the name, the address or the ids.
+        address = await self._address(name, settings)
         if name in self.instances:
             raise VEExists(name)
-        self._parts.store.create(definition)
-        self.instances.admit(definition)
+        instance = self.instances.admit(Definition(
+            name=name, template=template, created=utc_now(), settings=settings, ephemeral=ephemeral, address=address,
+            id_base=allocate_ids(self._parts.config, self._taken_ids(), foreign_ranges()),
+        ))
+        async with self.instances.held(name, Verb.CREATE):
+            try:
+                await asyncio.to_thread(self._parts.store.create, instance.definition)
+            except BaseException:
+                self.instances.forget(instance)
+                raise
         log.info("VE %s created from template %s", name, template)
 
     def _taken_ids(self) -> list[int]:
@@ -91,7 +97,7 @@ class Manager:
                 raise BadValue("address", settings.address, "a VE with network 'none' has no address")
             return ""
         pool = await self._parts.networking.choose()
-        taken = {i.definition.address: i.name for i in self.instances if i.definition.address and i.name != name}
+        taken = self.instances.addresses(apart_from=name)
         if settings.address:
             return pool.check(settings.address, taken)
         return pool.allocate(taken)
@@ -101,7 +107,8 @@ class Manager:
             if force and instance.running:
                 await self._ender.stop(instance, 0.0)
             check(name, instance.state, Verb.DESTROY)
-            await self._ender.destroy(instance)
+            gone = await self._ender.remove(instance)
+        await self._ender.purge(gone)
 
     async def plan(self, name: str) -> Plan:
         """What a start would do; changes nothing."""
@@ -117,6 +124,9 @@ class Manager:
     async def stop(self, name: str, *, timeout: float | None = None, kill: bool = False) -> str:
         """Stop a VE; returns the step that ended it: "clean", or "killed" and why."""
         async with self.instances.held(name, Verb.STOP) as instance:
+            if instance.restarting:
+                instance.restarting = False
+                return "clean"  # it ended by itself and was about to start again
             check(name, instance.state, Verb.STOP)
             return await self._ender.stop(instance, 0.0 if kill else _patience(instance, timeout))
 
@@ -154,17 +164,37 @@ class Manager:
             differing = changed(before.settings, settings)
             if {"network", "address"} & {setting.key for setting in differing}:
                 after = replace(after, address=await self._address(name, settings))
-            if instance.running:
-                await self._parts.limits.apply(name, settings, instance.in_force)
+            instance.definition = after  # before anything waits: its address is taken from now on
             try:
-                self._parts.store.save(after)
-            except VemgrError:
-                if instance.running:  # what is not kept must not be in force
-                    await self._parts.limits.apply(name, instance.in_force, settings)
+                await self._apply_and_save(instance, after)
+            except BaseException:
+                instance.definition = before
                 raise
-            instance.definition = after
-            instance.in_force = settings
             return [setting.key for setting in differing if instance.running and not setting.live]
+
+    async def _apply_and_save(self, instance: Instance, after: Definition) -> None:
+        if instance.running:
+            await self._parts.limits.apply(after.name, after.settings, instance.in_force)
+        try:
+            await asyncio.to_thread(self._parts.store.save, after)
+        except VemgrError:
+            if instance.running:  # what is not kept must not be in force
+                await self._parts.limits.apply(after.name, instance.in_force, after.settings)
+            raise
+        instance.in_force = after.settings
+
+    async def template(self, name: str) -> Template:
+        return await self._starter.template(name)
+
+    async def clean(self, name: str) -> None:
+        """Kill and remove a cgroup that no VE has."""
+        await self._starter.remove_cgroup(name)
+
+    async def purge(self, gone: str) -> None:
+        await self._ender.purge(gone)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._ender.in_background(work)
 
     async def exec(self, name: str, command: dict[str, Any], status_fd: int, stdio: list[int], *,
                    main: bool = False) -> int:
@@ -197,8 +227,8 @@ class Manager:
         self._parts.tree = tree
         self._parts.limits = Limits(tree, self._parts.store.directory)
 
-    async def drain(self) -> None:
-        await self._ender.drain()
+    async def drain(self, seconds: float) -> None:
+        await self._ender.drain(seconds)
 
 
 def _patience(instance: Instance, timeout: float | None) -> float:

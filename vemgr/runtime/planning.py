@@ -21,7 +21,10 @@ def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
 
 def stop_signal(definition: Definition, template: Template) -> signal.Signals | int:
     """How this init is asked to end the system: systemd(1) "SIGNALS", busybox init, sysvinit's power failure."""
-    if definition.settings.init or not choose_init(definition, template):
+    init = choose_init(definition, template)
+    if init and init[0].rpartition("/")[2] == "systemd":
+        return signal.SIGRTMIN + 3
+    if not init or init[0] != template.init:
         return signal.SIGTERM
     return {"systemd": signal.SIGRTMIN + 3, "busybox": signal.SIGUSR2, "sysvinit": signal.SIGPWR,
             "openrc": signal.SIGPWR}.get(template.init_kind, signal.SIGTERM)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-import os
 
-from vemgr.core.errors import VemgrError
+from vemgr.core.config import check_name
+from vemgr.core.errors import TemplateNotFound, VemgrError
+from vemgr.core.layers import HOST_TEMPLATE
 from vemgr.core.lifecycle import State
-from vemgr.runtime import stopping
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
@@ -18,19 +19,31 @@ log = logging.getLogger(__name__)
 
 
 def load_definitions(manager: Manager, parts: Parts) -> None:
-    """Take every definition into account; a broken one is logged and left alone."""
-    for left in (*parts.store.sweep(), *parts.templates.sweep()):
-        log.warning("removed what an interrupted operation had left: %s", left)
+    """Take every definition into account. A VE whose definition is broken goes on if it runs, and can be stopped or
+    destroyed; what it holds is not given to another."""
     for name in parts.store.names():
         try:
             manager.instances.admit(parts.store.load(name))
         except VemgrError as error:
             log.error("%s", error)
+            try:
+                manager.instances.admit(parts.store.salvage(check_name(name)))
+            except VemgrError as not_ours:
+                log.error("%s/%s is left alone: %s", parts.store.directory, name, not_ours)
+
+
+def sweep(manager: Manager, parts: Parts) -> None:
+    """Remove what interrupted operations have left, in the background: it may be much."""
+    for gone in parts.store.leftovers():
+        log.warning("removing what an interrupted operation has left: %s", gone)
+        manager.in_background(manager.purge(gone))
+    for name in parts.templates.sweep():
+        log.warning("removed what an interrupted operation has left: template %s", name)
 
 
 async def reconcile(manager: Manager, parts: Parts, children: list[Child]) -> None:
     """`children`: what the keeper has."""
-    inits = {child.ve: child for child in children if child.kind == "init"}
+    inits = {child.ve: child for child in sorted(children, key=lambda c: c.status is None) if child.kind == "init"}
     for name, child in inits.items():
         adopt(manager, parts, name, child)
     await _clean_cgroups(manager, parts)
@@ -51,8 +64,10 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
             log.error("VE %s runs but has no definition: it is stopped", name)
         return  # its cgroup is cleaned with the others that nobody owns
     instance.began(child.pid)
+    parts.limits.settle(name)
     with contextlib.suppress(OSError):
-        if parts.tree[name].events.get("frozen"):
+        # What was asked for, not what has come of it: a daemon may have died between the two.
+        if parts.tree[name].freeze:
             instance.state = State.SUSPENDED
     log.info("VE %s is %s, process %d", name, instance.state, child.pid)
 
@@ -63,11 +78,7 @@ async def _clean_cgroups(manager: Manager, parts: Parts) -> None:
         if instance is not None and instance.running:
             continue
         log.warning("cleaning up after VE %s", name)
-        try:
-            await stopping.kill_all(parts.tree, name)
-            parts.tree.remove(name)
-        except (OSError, VemgrError) as error:
-            log.error("cgroup of VE %s: %s", name, error)
+        await manager.clean(name)
 
 
 async def _restore_network(manager: Manager, parts: Parts) -> None:
@@ -81,16 +92,41 @@ async def _restore_network(manager: Manager, parts: Parts) -> None:
         log.error("the VEs' network: %s", error)
 
 
+async def keep_host_template_tight(manager: Manager, parts: Parts) -> None:
+    """A package that was installed on the host since the template `host` was made may have brought files that only
+    the host's root may read; VEs on it could. Make it anew, or say why that has to wait."""
+    try:
+        leaks = await asyncio.to_thread(parts.templates.host_leaks)
+        if leaks:
+            running = [instance.name for instance in manager.instances.users_of(HOST_TEMPLATE) if instance.running]
+            await asyncio.to_thread(parts.templates.refresh_host, running)
+            log.info("template host made anew: packages have added files that only root may read")
+    except TemplateNotFound:
+        return  # not made yet
+    except VemgrError as error:
+        log.warning("VEs on template host can read files that only the host's root may, like %s: %s; stop them and "
+                    "use 'vemgr template refresh-host'", ", ".join(leaks[:3]), error)
+
+
 async def start_on_boot(manager: Manager, run_dir: str) -> None:
-    """Start the VEs that start with the host: by the first daemon since boot, which /run tells."""
+    """Start the VEs that start with the host: by the first daemon since boot, which a file in /run tells."""
     marker = f"{run_dir}/booted"
-    if os.path.exists(marker):
+    boot_id = _read("/proc/sys/kernel/random/boot_id")
+    if _read(marker) == boot_id:
         return
     for instance in manager.instances:
         if instance.definition.settings.on_boot and not instance.running:
             try:
                 await manager.start(instance.name)
-            except VemgrError as error:
+            except Exception as error:  # one VE must not keep the others, or the daemon, from starting
                 log.error("VE %s does not start with the host: %s", instance.name, error)
-    with open(marker, "w", encoding="ascii"):
-        pass
+    with open(marker, "w", encoding="ascii") as file:
+        file.write(boot_id)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -27,12 +27,14 @@ class Starter:
     def __init__(self, parts: Parts, launcher: Launcher) -> None:
         self._parts = parts
         self._launcher = launcher
+        self._host_template = asyncio.Lock()
 
     async def template(self, name: str) -> Template:
         """Raises `TemplateNotFound`, `TemplateUnusable`, `BadValue`."""
-        if name == HOST_TEMPLATE:
+        if name != HOST_TEMPLATE:
+            return self._parts.templates.show(name)
+        async with self._host_template:  # whoever comes first makes it, the others wait
             return await asyncio.to_thread(self._parts.templates.host)
-        return self._parts.templates.show(name)
 
     async def plan(self, definition: Definition) -> Plan:
         """What a start would do; changes nothing. Raises `NotEnforceable` for a limit this host cannot enforce."""
@@ -56,7 +58,7 @@ class Starter:
         plan = await self._plan(definition, template)
         if networked:
             await parts.networking.prepare()
-        parts.store.trees(definition, len(template.trees))
+        await asyncio.to_thread(parts.store.trees, definition, len(template.trees))
         async with contextlib.AsyncExitStack() as undo:
             cgroup_fd = await self._make_cgroup(definition, undo)
             if networked:
@@ -70,12 +72,14 @@ class Starter:
         if not definition.started:
             instance.definition = replace(definition, started=True)
             with contextlib.suppress(VemgrError):  # a full disk: /etc/hosts will be written once more, no harm
-                parts.store.save(instance.definition)
+                await asyncio.to_thread(parts.store.save, instance.definition)
 
     async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup with device policy and limits, as a descriptor to be born into."""
         name, tree = definition.name, self._parts.tree
         try:
+            if name in tree:
+                await self.remove_cgroup(name)  # left by an earlier life that could not be tidied up
             tree.create(name, definition.id_base)
             undo.push_async_callback(self.remove_cgroup, name)
             fd = tree.open(name)

@@ -13,7 +13,6 @@ from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.process import handles_signal
 
 _LOOK = 0.02  # seconds between looks at the init
-_RESEND = 1.0  # seconds until the signal is sent again
 # An init that has not installed a handler so long after the request never will: sleep(1), a shell script. The kernel
 # drops the signal for it, so waiting out the whole time would help nobody.
 _NO_HANDLER = 5.0
@@ -21,23 +20,23 @@ _EMPTY = 10.0  # seconds for the kernel to empty a killed cgroup; longer means a
 
 
 async def ask_to_end(pid: int, pidfd: int, signum: int, timeout: float, ended: asyncio.Event) -> str:
-    """Ask init to end; returns why it did or did not: "clean", "no handler for ..." or "timeout"."""
-    deadline = time.monotonic() + timeout
+    """Ask init to end; returns "clean", or why it has not ended: no handler, or `timeout` seconds passed.
+
+    The kernel drops the signal while init has no handler for it, so it is sent when there is one, and only once:
+    many programs take a second one as an order to give up their orderly end.
+    """
     began = time.monotonic()
-    sent = 0.0
-    ready = False
+    deadline = began + timeout
+    sent = False
     while not ended.is_set():
         now = time.monotonic()
         if now >= deadline:
             return f"{timeout:g} s passed"
-        now_ready = handles_signal(pid, signum)
-        # Sent before init had its handler, a signal is lost: send as soon as there is one, and now and then again.
-        if (now_ready and not ready) or now - sent >= _RESEND:
+        if not sent and handles_signal(pid, signum):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signum)
-            sent = now
-        ready = now_ready
-        if not ready and now - began >= _NO_HANDLER:
+            sent = True
+        if not sent and now - began >= _NO_HANDLER:
             return f"init does not handle {_name(signum)}"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), min(_LOOK, deadline - now) or _LOOK)

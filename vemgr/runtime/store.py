@@ -11,20 +11,23 @@ import errno
 import logging
 import os
 import secrets
-import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
 
 import tomlkit
 from tomlkit.exceptions import ParseError
 
 from vemgr.core.config import Definition, check_name, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
+from vemgr.core.plan import ID_COUNT
+from vemgr.kernel.removal import remove_tree
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_HIGHEST_ID = 1 << 32
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,12 +66,28 @@ class Store:
             raise Broken(f"the definition of VE {name} is wrong: {error.message}", remedy=f"mend {path}",
                          path=path) from error
 
+    def salvage(self, name: str) -> Definition:
+        """What can be known of a VE whose definition is broken: enough to leave it running, and to give neither its
+        ids nor its address to another."""
+        ve: dict[str, object] = {}
+        id_base, address = 0, ""
+        with suppress(OSError, ValueError, AttributeError), open(f"{self.path(name)}/config.toml", "rb") as file:
+            ve = tomllib.load(file).get("ve", {})
+        with suppress(ValueError, TypeError, AttributeError):
+            id_base = int(str(ve.get("id-base")))
+        with suppress(ValueError, AttributeError):
+            address = str(IPv4Address(str(ve.get("address"))))
+        with suppress(OSError):
+            id_base = id_base or os.stat(f"{self.path(name)}/data/0/upper").st_uid
+        return Definition(name=name, template="?", id_base=id_base, created="", address=address, started=True)
+
     def create(self, definition: Definition) -> None:
         """Make the VE's directory with its definition, complete or not at all."""
         path = self.path(definition.name)
         partial = f"{self.directory}/.{definition.name}.partial"
         with storage_errors(f"create VE {definition.name}"):
-            shutil.rmtree(partial, ignore_errors=True)
+            if os.path.lexists(partial):
+                remove_tree(partial)
             os.mkdir(partial, 0o700)
             try:
                 replace_file(f"{partial}/config.toml", _render(definition))
@@ -77,7 +96,8 @@ class Store:
                 os.rename(partial, path)
                 _sync_directory(self.directory)
             except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
+                with suppress(OSError):
+                    remove_tree(partial)
                 raise
 
     def save(self, definition: Definition) -> None:
@@ -111,16 +131,15 @@ class Store:
     def purge(gone: str) -> None:
         """Delete what was removed; may take long. What resists is tried again when the daemon starts."""
         try:
-            shutil.rmtree(gone)
+            remove_tree(gone)
         except OSError as error:
             log.error("%s could not be deleted: %s", gone, error)
 
-    def sweep(self) -> list[str]:
-        """Remove what an interrupted create or destroy has left; returns the names."""
-        left = [e.name for e in os.scandir(self.directory) if e.name.startswith(".")]
-        for name in left:
-            shutil.rmtree(f"{self.directory}/{name}", ignore_errors=True)
-        return left
+    def leftovers(self) -> list[str]:
+        """What an interrupted create or destroy has left, to be purged. Other hidden names are not ours."""
+        with storage_errors("list the definitions"):
+            return [e.path for e in os.scandir(self.directory)
+                    if e.name.startswith(".") and e.name.endswith((".partial", ".removed"))]
 
 
 @contextmanager
@@ -141,6 +160,8 @@ def _parse(name: str, text: str) -> Definition:
     if document["format"] != FORMAT:
         raise BadValue("format", document["format"], f"this vemgr reads format {FORMAT}")
     ve = document["ve"]
+    if not ID_COUNT <= int(ve["id-base"]) <= _HIGHEST_ID - ID_COUNT:
+        raise BadValue("id-base", ve["id-base"], "no range of ids for a VE begins there")
     return Definition(
         name=check_name(name), template=str(ve["template"]), id_base=int(ve["id-base"]), created=str(ve["created"]),
         settings=parse_settings({key: str(value) for key, value in document.get("settings", {}).items()}),

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +30,7 @@ from vemgr.core.errors import (
     TemplateUnusable,
 )
 from vemgr.core.layers import HOST_TEMPLATE, Template, check_template_name
+from vemgr.kernel.removal import remove_tree
 from vemgr.templates.archive import DEFAULT_LIMITS, ArchiveLimits, unpack
 from vemgr.templates.facts import describe_tree, read_os_release
 from vemgr.templates.record import Record, read_template, write_record
@@ -152,7 +152,7 @@ class Templates:
         leftovers = [name for name in self._entries() if _PARTIAL.fullmatch(name)]
         with _failures("leftovers of templates could not be removed"):
             for name in leftovers:
-                shutil.rmtree(self.directory / name)
+                remove_tree(str(self.directory / name))
         return leftovers
 
     def _entries(self) -> Sequence[str]:
@@ -191,7 +191,7 @@ class Templates:
                 yield partial
             finally:
                 with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(partial)
+                    remove_tree(str(partial))
 
     def _partial_path(self, name: str) -> Path:
         return self.directory / f".{name}.partial-{secrets.token_hex(4)}"
@@ -213,7 +213,7 @@ class Templates:
         if doomed.is_symlink() or not doomed.is_dir():
             doomed.unlink()
         else:
-            shutil.rmtree(doomed)  # by descriptors, never through a symlink of the tree
+            remove_tree(str(doomed))
 
 
 def _check_description(text: str) -> None:
