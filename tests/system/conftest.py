@@ -6,7 +6,6 @@ where vemgr is installed already is left alone.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from vemgr.api.client import Client
 
 PROJECT = Path(__file__).parents[2]
 UNITS = sorted((PROJECT / "systemd").iterdir())
@@ -77,11 +78,19 @@ class Vemgr:
             f"{done.stdout}{done.stderr}{journal()}")
         return done
 
+    # To look costs a test the second that Python takes to start in the test VM: what is looked at often comes by the
+    # API, as the command line gets it. The commands that print it have tests of their own.
+
+    def ask(self, method, **parameters):
+        client = Client(f"{RUN}/vemgr.sock")
+        with contextlib.closing(client):
+            return client.call(method, parameters)
+
     def list(self):
-        return {ve["name"]: ve for ve in json.loads(self("list", "--json").stdout)}
+        return {ve["name"]: ve for ve in self.ask("List")["ves"]}
 
     def host(self):
-        return json.loads(self("host", "--json").stdout)
+        return self.ask("GetHost")
 
 
 class VE:
@@ -113,7 +122,7 @@ class VE:
         return self.vemgr("set", self.name, *options_of(settings), status=status)
 
     def show(self):
-        return json.loads(self.vemgr("show", "--json", self.name).stdout)
+        return self.vemgr.ask("Show", name=self.name)
 
     def in_force(self, key):
         return self.show()["inForce"].get(key)
@@ -331,31 +340,37 @@ def module_ves(vemgr):
 
 # With --import-mode=importlib a test cannot import this file: what it needs comes as fixtures.
 
-@pytest.fixture(name="until")
+@pytest.fixture(name="until", scope="session")
 def until_fixture():
     return until
 
 
-@pytest.fixture(name="burn")
+@pytest.fixture(name="burn", scope="session")
 def burn_fixture():
     return VE.burn
 
 
-@pytest.fixture(name="cpu_shares")
+@pytest.fixture(name="cpu_shares", scope="session")
 def cpu_shares_fixture():
     return cpu_shares
 
 
-@pytest.fixture(name="systemctl")
+@pytest.fixture
+def command():
+    """The command line of a vemgr that has been installed by other means than this file's."""
+    return Vemgr()
+
+
+@pytest.fixture(name="systemctl", scope="session")
 def systemctl_fixture():
     return systemctl
 
 
-@pytest.fixture(name="main_pid")
+@pytest.fixture(name="main_pid", scope="session")
 def main_pid_fixture():
     return main_pid
 
 
-@pytest.fixture(name="cannot")
+@pytest.fixture(name="cannot", scope="session")
 def cannot_fixture():
     return cannot

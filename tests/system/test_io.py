@@ -33,13 +33,11 @@ def copy(ve, words):
 @pytest.fixture(scope="module")
 def measured(vemgr, module_ves):
     """What every kind of limit gave, {kind: (seconds, what the disk saw)}; all at once, as each has a VE of its own."""
-    ves = {}
-    for kind, (settings, _) in KINDS.items():
-        ve = ves[kind] = module_ves(kind, template="host", memory="128M")
-        copy(ve, ["if=/dev/zero", "of=/root/file", "bs=1M", "count=24", "conv=fsync"])
-        ve.set(**settings)
+    ves = {kind: module_ves(kind, template="host", memory="128M") for kind in KINDS}
 
     def measure(kind):
+        copy(ves[kind], ["if=/dev/zero", "of=/root/file", "bs=1M", "count=24", "conv=fsync"])
+        ves[kind].set(**KINDS[kind][0])
         before = ves[kind].io()
         seconds = copy(ves[kind], KINDS[kind][1])
         after = ves[kind].io()

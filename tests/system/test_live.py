@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every limit: changed while the VE runs, read back from the kernel, kept in the definition, there after a restart."""
 
+import json
+
 MIB = 1 << 20
 
 # Setting: value, its cgroup file, and what stands there.
@@ -42,6 +44,7 @@ def test_each_by_itself_and_all_together(make_ve):
     ve.vemgr("restart", ve.name)
     assert ve.show()["pid"] != pid
     agrees(ve, LIMITS)
+    assert json.loads(ve.vemgr("show", "--json", ve.name).stdout)["inForce"] == ve.show()["inForce"]
 
     ve.set(**dict.fromkeys(LIMITS, "default"))
     assert not set(ve.definition().get("settings", {})) & set(LIMITS)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is left of 20 VEs when the daemon is killed (all), and when the keeper is (definitions, and no litter)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -40,7 +41,7 @@ def test_the_daemon_is_killed(vemgr, open_exec, systemctl, main_pid, until):
 
     os.kill(old, signal.SIGKILL)
     until(lambda: main_pid("vemgr") not in (0, old), 60, "systemd starts a new daemon")
-    assert vemgr.list() == before
+    assert {ve["name"]: ve for ve in json.loads(vemgr("list", "--json").stdout)} == before
     systemctl("restart", "vemgr")
     assert vemgr.list() == before, "same states, same addresses, same processes"
     assert main_pid("vemgr-keeper") == keeper
