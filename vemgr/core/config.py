@@ -107,7 +107,9 @@ def _parse_address(field_: str, text: str) -> str | None:
         raise BadValue(field_, text, "not an IPv4 address", remedy="write one like 10.1.2.3, or 'auto'") from None
 
 
-def _parse_hostname(field_: str, text: str) -> str:
+def _parse_hostname(field_: str, text: str) -> str | None:
+    if not text:
+        return None  # as `show` prints "the VE's name"
     if not _HOSTNAME.fullmatch(text) or ".." in text:
         raise BadValue(field_, text, "a host name has at most 64 letters, digits, '-' and '.'")
     return text

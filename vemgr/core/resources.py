@@ -14,10 +14,11 @@ from vemgr.core.errors import BadValue
 
 UNLIMITED = "unlimited"
 _SUFFIXES = {"": 0, "B": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([BKMGT]?)(?:iB|I?B)?", re.IGNORECASE)
-_NUMBER = re.compile(r"\d{1,15}")
-_CPUS = re.compile(r"\d{1,5}(?:\.\d{1,4})?")
-_MASK = re.compile(r"\d{1,5}(?:-\d{1,5})?(?:,\d{1,5}(?:-\d{1,5})?)*")
+# ASCII: other scripts' digits would go into the kernel's files as they are.
+_SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([BKMGT]?)(?:iB|I?B)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+_CPUS = re.compile(r"\d{1,5}(?:\.\d{1,4})?", re.ASCII)
+_MASK = re.compile(r"\d{1,5}(?:-\d{1,5})?(?:,\d{1,5}(?:-\d{1,5})?)*", re.ASCII)
 _HIGHEST_CPU = 8191  # the kernel's largest NR_CPUS
 
 
