@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vemgr.core.config import (
+    BY_KEY,
+    DEFAULTS,
+    SETTINGS,
+    Definition,
+    Settings,
+    changed,
+    check_name,
+    parse_settings,
+    show_settings,
+)
+from vemgr.core.errors import BadParameter, BadValue, VemgrError
+
+#: A value of each setting that is not the default, as a user writes it.
+OTHER = {
+    "cpus": "1.5", "cpu-weight": "300", "cpu-mask": "0-2,5", "memory": "512M", "swap": "256M", "pids": "50",
+    "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
+    "network": "none", "address": "10.1.2.3", "hostname": "web.example", "init": "/sbin/init --x 'a b'",
+    "on-boot": "yes", "stop-timeout": "5", "description": "a line",
+}
+
+
+def test_the_table_and_the_values_fit():
+    assert [s.attribute for s in SETTINGS] == [f.name for f in dataclasses.fields(Settings)]
+    assert set(OTHER) == set(BY_KEY)
+    for setting in SETTINGS:
+        assert setting.option == f"--{setting.key}" and not setting.help.endswith(".")
+        assert setting.controller in ("", "cpu", "cpuset", "memory", "pids", "io")
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_each_setting_round_trips(key):
+    texts = {key: OTHER[key], **({"memory": "1G"} if key == "swap" else {})}
+    settings = parse_settings(texts)
+    assert settings != DEFAULTS
+    assert show_settings(settings) == texts
+    assert parse_settings(show_settings(settings, all_=True)) == settings
+    assert parse_settings({key: "default"}, settings) == dataclasses.replace(
+        settings, **{BY_KEY[key].attribute: getattr(DEFAULTS, BY_KEY[key].attribute)})
+
+
+def test_all_at_once():
+    settings = parse_settings({**OTHER, "network": "bridge"})
+    assert parse_settings(show_settings(settings)) == settings
+    assert show_settings(DEFAULTS) == {}
+    assert set(show_settings(DEFAULTS, all_=True)) == set(BY_KEY)
+    assert parse_settings(show_settings(DEFAULTS, all_=True)) == DEFAULTS
+
+
+@given(st.dictionaries(st.sampled_from([*BY_KEY, "nonsense"]), st.text(max_size=12), max_size=3))
+def test_any_texts_give_settings_or_an_error_of_ours(texts):
+    try:
+        settings = parse_settings(texts)
+    except VemgrError as error:
+        assert error.exit_code in (20, 21) and error.facts["field"]
+    else:
+        assert parse_settings(show_settings(settings)) == settings
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), min_size=1,
+                max_size=4))
+def test_any_command_as_init(words):
+    settings = Settings(init=tuple(words))
+    assert parse_settings(show_settings(settings)) == settings
+
+
+def test_unknown_key():
+    with pytest.raises(BadParameter, match="unknown setting: mem") as error:
+        parse_settings({"mem": "1G"})
+    assert "memory" in error.value.remedy
+
+
+def test_swap_needs_memory():
+    with pytest.raises(BadValue, match="needs a memory limit"):
+        parse_settings({"swap": "1G"})
+    limited = parse_settings({"swap": "1G", "memory": "1G"})
+    with pytest.raises(BadValue):
+        parse_settings({"memory": "unlimited"}, limited)
+    assert parse_settings({"memory": "2G"}, limited).swap == 1 << 30
+
+
+def test_changed():
+    assert changed(DEFAULTS, DEFAULTS) == []
+    assert [s.key for s in changed(DEFAULTS, parse_settings({"pids": "5", "cpus": "1"}))] == ["cpus", "pids"]
+
+
+@pytest.mark.parametrize("name", ["a", "web1", "a-b", "0", "x" * 63])
+def test_names(name):
+    assert check_name(name) == name
+
+
+@given(st.text(max_size=70))
+def test_a_name_is_safe_as_a_path(name):
+    try:
+        check_name(name)
+    except BadValue:
+        return
+    assert name.isascii() and 0 < len(name) < 64 and not set(name) & set("/.\0\n ") and name[0] != "-"
+
+
+def test_host_name_of_a_definition():
+    definition = Definition(name="web1", template="bb", id_base=1, created="now")
+    assert definition.hostname == "web1"
+    assert dataclasses.replace(definition, settings=Settings(hostname="x.y")).hostname == "x.y"
