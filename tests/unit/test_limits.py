@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Settings to cgroup files, on a cgroup that only remembers what is written."""
+
+import asyncio
+import errno
+
+import pytest
+
+from vemgr.core.config import DEFAULTS, SETTINGS, parse_settings
+from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
+from vemgr.runtime import limits as module
+from vemgr.runtime.limits import Disks, Limits
+
+ALL = frozenset({"cpu", "cpuset", "memory", "pids", "io"})
+MIB = 1 << 20
+
+
+class Group:
+    """`used`: bytes that cannot be reclaimed are in use. `broken`: an attribute whose write fails."""
+
+    def __init__(self, used=0, fixed=0, broken=""):
+        self.__dict__.update(written=[], used=used, fixed=fixed, broken=broken, memory_max=None, pids_max=None,
+                             cpuset_cpus="", cpuset_cpus_effective="0-3")
+
+    def __setattr__(self, name, value):
+        if name == self.broken:
+            raise OSError(errno.EINVAL, "Invalid argument", name)
+        self.written.append((name, value))
+        self.__dict__[name] = value
+        if name == "memory_reclaim":
+            self.__dict__["used"] = max(self.fixed, self.used - value)
+            if self.used == self.fixed:
+                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    @property
+    def memory_current(self):
+        return self.used
+
+    def has(self, _name):
+        return True
+
+
+class Tree(dict):
+    def __init__(self, controllers=ALL, **group):
+        super().__init__(web1=Group(**group))
+        self.controllers = controllers
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch):
+    monkeypatch.setattr(Disks, "behind", staticmethod(lambda _directory: Disks(("254:0",), "io.bfq.weight")))
+
+
+def apply(tree, texts, before=DEFAULTS):
+    asyncio.run(Limits(tree, "/data").apply("web1", parse_settings(texts), before))
+    return dict(tree["web1"].written)
+
+
+@pytest.mark.parametrize(("texts", "written"), [
+    ({}, {}), ({"cpus": "1.5"}, {"cpu_max": "150000 100000"}), ({"cpu-weight": "300"}, {"cpu_weight": 300}),
+    ({"cpu-mask": "0"}, {"cpuset_cpus": "0"}), ({"pids": "50"}, {"pids_max": 50}),
+    ({"memory": "64M"}, {"memory_max": 64 * MIB, "memory_swap_max": 0}),
+    ({"memory": "64M", "swap": "16M"}, {"memory_max": 64 * MIB, "memory_swap_max": 16 * MIB}),
+    ({"io-weight": "200"}, {"io_bfq_weight": 200}),
+    ({"io-write": "2M/s", "iops-read": "9"}, {"io_max": "254:0 rbps=max wbps=2097152 riops=9 wiops=max"}),
+])
+def test_what_is_written(texts, written):
+    assert apply(Tree(), texts) == written
+
+
+def test_limits_are_lifted():
+    before = parse_settings({"cpus": "1", "memory": "64M", "pids": "5", "io-read": "1M"})
+    assert apply(Tree(), {}, before) == {
+        "cpu_max": "max", "memory_max": None, "memory_swap_max": None, "pids_max": None,
+        "io_max": "254:0 rbps=max wbps=max riops=max wiops=max"}
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS if s.controller], ids=lambda s: s.key)
+def test_a_missing_controller_is_named(setting):
+    texts = {"cpus": "1", "cpu-mask": "0", "memory": "64M", "swap": "0", "pids": "5", "io-read": "1M", "io-write": "1M"}
+    texts = {setting.key: texts.get(setting.key, "200")}
+    if setting.key == "swap":
+        texts["memory"] = "64M"
+    limits = Limits(Tree(ALL - {setting.controller}), "/data")
+    with pytest.raises(NotEnforceable, match=f"no {setting.controller} controller") as refused:
+        limits.check(parse_settings(texts))
+    assert refused.value.exit_code == 5 and "systemd.unified_cgroup_hierarchy=1" in refused.value.remedy
+    Limits(Tree(), "/data").check(parse_settings(texts))
+
+
+def test_a_cpu_that_there_is_not():
+    with pytest.raises(BadValue, match="no CPU"):
+        Limits(Tree(), "/data").check(parse_settings({"cpu-mask": "0,8000"}))
+
+
+def test_disks_that_cannot_be_limited(monkeypatch):
+    monkeypatch.setattr(Disks, "behind", staticmethod(lambda _directory: Disks((), "")))
+    with pytest.raises(NotEnforceable, match="no disk stands behind"):
+        Limits(Tree(), "/data").check(parse_settings({"io-read": "1M"}))
+    monkeypatch.setattr(Disks, "behind", staticmethod(lambda _directory: Disks(("254:0",), "")))
+    with pytest.raises(NotEnforceable, match="neither BFQ nor"):
+        Limits(Tree(), "/data").check(parse_settings({"io-weight": "200"}))
+
+
+@pytest.mark.parametrize("broken", ["cpu_max", "cpu_weight", "memory_max", "memory_swap_max", "pids_max", "io_max"])
+def test_a_failed_write_puts_the_others_back(broken):
+    before = parse_settings({"cpus": "2", "cpu-weight": "50", "memory": "128M", "pids": "99", "io-read": "5M"})
+    tree = Tree(broken=broken)
+    with pytest.raises(SystemFailure, match="a limit of VE web1 cannot be set"):
+        apply(tree, {"cpus": "1", "cpu-weight": "60", "memory": "64M", "pids": "9", "io-read": "1M"}, before)
+    left = dict(tree["web1"].written)
+    expected = {"cpu_max": "200000 100000", "cpu_weight": 50, "memory_max": 128 * MIB, "memory_swap_max": 0,
+                "pids_max": 99, "io_max": "254:0 rbps=5242880 wbps=max riops=max wiops=max"}
+    assert left == {name: value for name, value in expected.items() if name in left}
+
+
+def test_memory_is_reclaimed_before_it_is_limited():
+    tree = Tree(used=200 * MIB)
+    apply(tree, {"memory": "64M"}, parse_settings({"memory": "256M"}))
+    names = [name for name, _ in tree["web1"].written]
+    assert names.count("memory_reclaim") >= 4 and names.index("memory_max") > names.index("memory_reclaim")
+    assert tree["web1"].memory_max == 64 * MIB and tree["web1"].memory_high is None, "a standing high would freeze it"
+
+
+def test_memory_that_cannot_be_reclaimed(monkeypatch):
+    tree = Tree(used=200 * MIB, fixed=150 * MIB)
+    with pytest.raises(LimitNotReached, match="150M is in use") as refused:
+        apply(tree, {"memory": "64M"}, parse_settings({"memory": "256M"}))
+    assert "the old limit stays in force" in str(refused.value)
+    assert not [value for name, value in tree["web1"].written if name == "memory_max" and value == 64 * MIB]
+    assert tree["web1"].memory_high is None
+
+
+def test_what_is_in_force(monkeypatch):
+    group = Tree()["web1"]
+    group.__dict__.update(cpu_max="150000 100000", cpu_weight=100, cpuset_cpus="", memory_max=64 * MIB,
+                          memory_swap_max=0, pids_max=None, io_bfq_weight="default 200",
+                          io_max="254:0 rbps=max wbps=2097152 riops=9 wiops=max")
+    tree = Tree()
+    tree["web1"] = group
+    assert Limits(tree, "/data").in_force("web1") == {
+        "cpus": "1.5", "cpu-weight": "100", "cpu-mask": "all", "memory": "64M", "swap": "0", "pids": "unlimited",
+        "io-weight": "200", "io-read": "unlimited", "io-write": "2M/s", "iops-read": "9", "iops-write": "unlimited"}
+    assert set(module._READERS) < {setting.key for setting in SETTINGS}
