@@ -2,6 +2,10 @@
 """Readers of the kernel's files, against trees of plain files: cgroups, block devices, processes, /etc/subuid."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +119,22 @@ def test_processes():
         start_time(2**22 + 1)
     assert handles_signal(os.getpid(), 2), "Python catches SIGINT"
     assert not handles_signal(os.getpid(), 10) and not handles_signal(2**22 + 1, 2)
+
+
+def test_a_process_that_waits_for_signals_handles_them():
+    """As tini does; meanwhile the kernel shows them as neither blocked nor caught."""
+    waiting = subprocess.Popen([sys.executable, "-c", "import signal\nsignal.pthread_sigmask(0, {10})\n"
+                                                      "print('ready', flush=True)\nsignal.sigwait({10})"],
+                               stdout=subprocess.PIPE)
+    with waiting:
+        assert waiting.stdout.readline() == b"ready\n"
+        for _ in range(200):
+            if "sigtimedwait" in Path(f"/proc/{waiting.pid}/wchan").read_text():
+                break
+            time.sleep(0.01)
+        assert handles_signal(waiting.pid, 10)
+        waiting.send_signal(10)
+    assert waiting.returncode == 0
 
 
 def test_ranges_of_others(tmp_path):

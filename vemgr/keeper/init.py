@@ -67,8 +67,10 @@ def _reap_for_ever() -> NoReturn:
     prctl.set_proctitle("vemgr-init")
     watched = {signal.SIGCHLD, *_ENDING}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    for signum in _ENDING:
+        # Never called, as the signals are waited for; `handles_signal` of the stop verb sees that we are ready.
+        signal.signal(signum, lambda *_: None)
     while True:
-        # Blocked and waited for, which `handles_signal` of the stop verb recognises as readiness.
         if signal.sigwaitinfo(watched).si_signo in _ENDING:
             _end_everything()
         _reap()

@@ -30,6 +30,11 @@ def handles_signal(pid: int, signum: int) -> bool:
             for line in file:
                 if line.startswith(("SigBlk:", "SigCgt:")):
                     caught |= int(line.split()[1], 16)
+        if caught >> (signum - 1) & 1:
+            return True
+        # While a process sleeps in sigwait(3), the signals it waits for do not count as blocked, and which they are
+        # is told nowhere: an init that waits for signals waits for those that end it.
+        with open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
+            return "sigtimedwait" in file.read()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return bool(caught >> (signum - 1) & 1)
