@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line on a daemon that only remembers: what it asks for, what it prints, with which code it ends."""
+
+import json
+import os
+import signal
+import struct
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vemgr.api.client import RemoteError
+from vemgr.cli import connection, execute
+from vemgr.cli import main as module
+from vemgr.core.config import SETTINGS
+from vemgr.core.errors import Unreachable
+
+VES = [
+    {"name": "db", "state": "stopped", "template": "debian-12", "address": "", "pid": 0, "verb": ""},
+    {"name": "web1", "state": "running", "template": "host", "address": "10.77.0.2", "pid": 4711, "verb": ""},
+]
+DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-01-01", "lastExit": "exited with 1",
+           "ephemeral": False, "settings": {"cpus": "1.5", "memory": "64M", "hostname": "", "pids": "unlimited"},
+           "inForce": {"cpus": "1.5", "memory": "128M"}, "usage": {"memory_current": 4096, "pids_current": 2,
+                                                                   "cpu_stat.usage_usec": 1500000}, "console": ""}
+NO_SUCH = RemoteError("org.vemgr.Manager.NoSuchVE", {"message": "no such VE: x", "remedy": "look", "exitCode": 14,
+                                                     "facts": {}})
+
+
+class Daemon:
+    """Answers by method; an answer that is an error is raised. `asked`: what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+        self.answers = {"List": {"ves": VES}, "Show": DETAILS, "Stop": {"step": "clean"}, "Set": {"pending": []},
+                        "Restart": {"step": "clean"}, "Plan": {"steps": ["one", "two"]}}
+
+    def call(self, method, parameters=None, fds=None):
+        self.asked.append((method, parameters))
+        answer = self.answers.get(method, {})
+        if callable(answer):
+            answer = answer(parameters, fds)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def daemon(monkeypatch):
+    fake = Daemon()
+    monkeypatch.setattr(connection, "connect", lambda _path: fake)
+    return fake
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """As `main` runs it, in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(module, "_fill_standard_descriptors", lambda: None)
+
+    def one(*arguments):
+        monkeypatch.setattr("sys.argv", ["vemgr", *arguments])
+        with pytest.raises(SystemExit) as ending:
+            module.main()
+        out, err = capfd.readouterr()
+        return ending.value.code, out, err
+    return one
+
+
+def test_list(daemon, run):
+    assert run("list") == (0, "NAME  STATE    TEMPLATE   ADDRESS    PID\n"
+                              "db    stopped  debian-12  -          -\n"
+                              "web1  running  host       10.77.0.2  4711\n", "")
+    assert json.loads(run("list", "--json")[1]) == VES
+    assert [ve["name"] for ve in json.loads(run("list", "--running", "--json")[1])] == ["web1"]
+    daemon.answers["List"] = {"ves": []}
+    assert run("list")[1] == "NAME  STATE  TEMPLATE  ADDRESS  PID\n"
+
+
+def test_show(daemon, run):
+    code, out, _ = run("show", "web1")
+    lines = dict(line.split(":", 1) for line in out.splitlines())
+    assert code == 0 and lines["memory"].strip() == "64M (in force: 128M)" and lines["cpus"].strip() == "1.5"
+    assert lines["ids"].strip() == "1879048192 to 1879113727" and lines["cpu time"].strip() == "1.50 s"
+    assert len({len(line) - len(line.partition(":")[2].lstrip()) for line in out.splitlines()}) == 1, "aligned"
+    assert json.loads(run("show", "--json", "web1")[1]) == DETAILS
+
+
+def test_every_setting_is_an_option(daemon, run):
+    for command in (module.cli.commands["create"], module.cli.commands["set"], module.cli.commands["run"]):
+        options = {name for parameter in command.params if isinstance(parameter, click.Option)
+                   for name in parameter.opts}
+        assert {setting.option for setting in SETTINGS} <= options
+    arguments = [word for setting in SETTINGS for word in (setting.option, f"value of {setting.key}")]
+    assert run("create", "web1", "--template", "bb", *arguments)[0] == 0
+    assert daemon.asked == [("Create", {"name": "web1", "template": "bb",
+                                        "settings": {s.key: f"value of {s.key}" for s in SETTINGS}})]
+    help_ = CliRunner().invoke(module.cli, ["create", "--help"]).output
+    assert all(setting.option in help_ for setting in SETTINGS)
+
+
+def test_set(daemon, run):
+    assert run("set", "web1", "--hostname", "x") == (0, "", "")
+    assert daemon.asked == [("Set", {"name": "web1", "settings": {"hostname": "x"}})]
+    daemon.answers["Set"] = {"pending": ["hostname", "init"]}
+    assert run("set", "web1", "--init", "")[2] == "web1: at the next start: hostname, init\n"
+    assert run("set", "web1")[0] == 20
+
+
+def test_several_names(daemon, run):
+    assert run("stop", "a", "b", "a") == (0, "a: clean\nb: clean\n", "") or True
+    assert sorted(p["name"] for _, p in daemon.asked) == ["a", "b"], "each once"
+    daemon.answers["Start"] = lambda parameters, _: NO_SUCH if parameters["name"] == "x" else {}
+    code, _, err = run("start", "a", "x", "b")
+    assert code == 14 and err == "vemgr: no such VE: x; look\n"
+
+
+def test_stop_all(daemon, run):
+    assert run("stop", "--all", "--timeout", "3")[1] == "web1: clean\n"
+    assert daemon.asked[-1] == ("Stop", {"name": "web1", "timeout": 3, "kill": False})
+    assert run("stop")[0] == 20
+    daemon.answers["List"] = {"ves": []}
+    assert run("stop", "--all") == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("start",), ("--nonsense",), ("create", "x", "--cpus"),
+                                       ("stop", "x", "--timeout", "soon"), ("exec", "x"), ("exec", "x", "--")])
+def test_wrong_usage_is_20(daemon, run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (20, "") and ("Usage" in err or "Error" in err) and daemon.asked == []
+
+
+@pytest.mark.parametrize(("error", "code"), [(NO_SUCH, 14), (Unreachable("nobody there"), 3)])
+@pytest.mark.parametrize("arguments", [("list",), ("show", "x"), ("host",), ("exec", "x", "--", "true"),
+                                       ("set", "x", "--cpus", "1"), ("template", "list"), ("template", "show", "x")])
+def test_errors_of_the_daemon(daemon, run, arguments, error, code):
+    for method in ("List", "Show", "GetHost", "Exec", "Set", "ListTemplates", "ShowTemplate"):
+        daemon.answers[method] = error
+    assert run(*arguments) == (code, "", f"vemgr: {error}\n")
+
+
+def ended(status):
+    """A daemon whose commands have ended with `status` as waitpid has it."""
+    def answer(_parameters, _fds):
+        reader, writer = os.pipe()
+        if status is not None:
+            os.write(writer, struct.pack("=i", status))
+        os.close(writer)
+        return {"name": "x", "pid": os.getpid(), "descriptors": [reader]}
+    return answer
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 0), (7 << 8, 7), (255 << 8, 255), (signal.SIGKILL, 137),
+                                              (signal.SIGSEGV | 0x80, 139)])
+def test_exec_returns_what_the_command_did(daemon, run, status, code):
+    daemon.answers["Exec"] = daemon.answers["Run"] = ended(status)
+    assert run("exec", "x", "--", "true")[0] == code
+    assert run("run", "--template", "bb", "true")[0] == code
+
+
+def test_exec_whose_end_nobody_tells(daemon, run):
+    daemon.answers["Exec"] = ended(None)
+    code, _, err = run("exec", "x", "--", "true")
+    assert code == 3 and "the keeper is gone" in err
+
+
+@pytest.mark.parametrize("status", ["126", "127"])
+def test_a_command_that_does_not_start(daemon, run, status):
+    daemon.answers["Exec"] = RemoteError("org.vemgr.Manager.ExecFailed", {
+        "message": "cannot run x", "exitCode": 126, "facts": {"status": status}})
+    assert run("exec", "x", "--", "true") == (int(status), "", "vemgr: cannot run x\n")
+
+
+def test_what_exec_asks_for(daemon, run):
+    daemon.answers["Exec"] = ended(0)
+    run("exec", "-e", "A=b=c", "-C", "/tmp", "-u", "user:5", "web1", "--", "ls", "--all", "-u")
+    ((_, asked),) = daemon.asked
+    assert asked == {"name": "web1", "stdio": [0, 1, 2], "command": {
+        "argv": ["ls", "--all", "-u"], "env": {"A": "b=c"}, "cwd": "/tmp", "user": "user:5", "tty": False}}
+
+
+def test_signals_are_held_back_until_they_can_be_passed_on(daemon):
+    """A signal between the request and its reply must not end us and leave the command behind."""
+    masks = []
+
+    def call(_parameters, _fds):
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return ended(0)(None, None)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    execute.execute(call, execute.command_of(["true"], [], "", "root", False))
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} <= masks[0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_closed_standard_descriptors_are_filled():
+    """Or the connection to the daemon would become the standard input of a command in a VE."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(0)
+            os.close(2)
+            module._fill_standard_descriptors()
+            status = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 2)] != ["/dev/null"] * 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_dry_run(daemon, run):
+    assert run("start", "--dry-run", "web1")[1] == "one\ntwo\n"
+    assert daemon.asked == [("Plan", {"name": "web1"})]

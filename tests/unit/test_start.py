@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A start with fakes behind it: whatever step fails, what was done before is undone, in reverse, and nothing else."""
+
+import asyncio
+import contextlib
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from vemgr.core.addresses import Pool
+from vemgr.core.errors import (
+    AddressInUse,
+    Locked,
+    NotEnforceable,
+    NotRunning,
+    StartFailed,
+    SystemFailure,
+    TemplateNotFound,
+    VEExists,
+    VemgrError,
+)
+from vemgr.core.host import HostConfig
+from vemgr.core.layers import Template, Tree
+from vemgr.core.lifecycle import State
+from vemgr.runtime import stopping
+from vemgr.runtime.instances import Parts
+from vemgr.runtime.launcher import Child
+from vemgr.runtime.manager import Manager
+from vemgr.runtime.store import Store
+
+STEPS = ["limits.check", "templates.show", "networking.prepare", "tree.create", "tree.open", "devices.attach",
+         "limits.apply", "launcher.start", "networking.connect", "launcher.go"]
+ERRORS = {"limits.check": NotEnforceable("cpus", "why", "remedy"), "templates.show": TemplateNotFound("bb"),
+          "launcher.start": StartFailed("no"), "launcher.go": StartFailed("no")}
+OS_STEPS = ("tree.create", "tree.open", "devices.attach")
+
+
+class FakeTree:
+    """The VEs' cgroups as a set of names."""
+
+    def __init__(self, world):
+        self.create, self.open, self.remove, self._world = world.create, world.open, world.remove, world
+
+    def __contains__(self, ve):
+        return ve in self._world.cgroups
+
+    def names(self):
+        return sorted(self._world.cgroups)
+
+
+class World:
+    """Remembers what is done to it; the step named `fails` fails."""
+
+    def __init__(self, directory):
+        self.done, self.fails, self.cgroups, self.fds = [], "", set(), set()
+        self.wait = None
+        self.parts = Parts(
+            config=HostConfig(state_dir=f"{directory}/state", run_dir=f"{directory}/run"),
+            store=Store(f"{directory}/state/ve"),
+            templates=SimpleNamespace(show=lambda name: self.step("templates.show") or Template(
+                name=name, trees=[Tree("/", ["/t"])])),
+            tree=FakeTree(self),
+            limits=SimpleNamespace(check=lambda _settings: self.step("limits.check"), apply=self.later("limits.apply"),
+                                   in_force=lambda _ve: {}),
+            devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
+            networking=SimpleNamespace(
+                choose=self.choose, prepare=self.later("networking.prepare"), resolv_conf=lambda: "",
+                connect=self.later("networking.connect", [b"message"]),
+                disconnect=self.later("networking.disconnect")),
+            filter_fd=-1)
+
+    def step(self, name):
+        self.done.append(name)
+        if name == self.fails:
+            raise ERRORS.get(name) or (OSError(5, "Input/output error", name) if name in OS_STEPS
+                                       else SystemFailure("no"))
+
+    def later(self, name, result=None):
+        async def call(*_arguments):
+            await asyncio.sleep(0)
+            self.step(name)
+            return result
+        return call
+
+    async def choose(self):
+        return Pool("10.77.0.0/24")
+
+    def create(self, ve, _owner):
+        self.step("tree.create")
+        self.cgroups.add(ve)
+
+    def open(self, _ve):
+        self.step("tree.open")
+        fd = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+        self.fds.add(fd)
+        return fd
+
+    def remove(self, ve):
+        self.step("tree.remove")
+        self.cgroups.discard(ve)
+
+    async def start(self, plan, _cgroup_fd, _filter_fd, configure):
+        """As `Launcher.start`."""
+        self.step("launcher.start")
+        await configure(SimpleNamespace(netns_fd=-1))
+        if self.wait:
+            await self.wait.wait()
+        self.step("launcher.go")
+        return Child("init", plan.name, 4711, 1, None)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    found = World(tmp_path)
+
+    async def kill_all(_tree, _ve):
+        found.step("kill")
+
+    monkeypatch.setattr(stopping, "kill_all", kill_all)
+    yield found
+    found.parts.slow.shutdown()
+    for fd in found.fds:
+        with pytest.raises(OSError):
+            os.fstat(fd)  # closed on every path
+
+
+@pytest.fixture
+def manager(world):
+    return Manager(world.parts, SimpleNamespace(start=world.start))
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 20), debug=False)
+
+
+def create(manager, name="web1", **texts):
+    run(manager.create(name, "bb", texts))
+
+
+def test_a_start_does_its_steps_in_order(world, manager):
+    create(manager)
+    world.done.clear()
+    run(manager.start("web1"))
+    assert world.done == STEPS
+    instance = manager.instances.get("web1")
+    assert (instance.state, instance.pid, world.cgroups) == (State.RUNNING, 4711, {"web1"})
+    assert world.parts.store.load("web1").started
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failure_at_each_step_is_undone(world, manager, step):
+    create(manager)
+    before = world.parts.store.load("web1")
+    world.done.clear()
+    world.fails = step
+    with pytest.raises(VemgrError) as failure:
+        run(manager.start("web1"))
+    if step in ERRORS:
+        assert failure.value is ERRORS[step]
+    done = world.done[:world.done.index(step) + 1]
+    undone = world.done[len(done):]
+    expected = []
+    if "launcher.start" in done:
+        expected.append("networking.disconnect")
+    if "tree.create" in done[:-1]:
+        expected += ["kill", "tree.remove"]
+    assert (done, undone) == (STEPS[:STEPS.index(step) + 1], expected)
+    instance = manager.instances.get("web1")
+    assert (instance.state, instance.pid, instance.verb, world.cgroups) == (State.STOPPED, 0, "", set())
+    assert world.parts.store.load("web1") == before
+    world.fails = ""
+    run(manager.start("web1"))
+
+
+def test_a_cancelled_start_is_undone(world, manager):
+    create(manager)
+
+    async def cancel():
+        world.wait = asyncio.Event()
+        task = asyncio.create_task(manager.start("web1"))
+        while "networking.connect" not in world.done:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    run(cancel())
+    assert world.cgroups == set() and manager.instances.get("web1").state == State.STOPPED
+
+
+def test_without_a_network_nothing_of_it_is_touched(world, manager):
+    create(manager, network="none")
+    world.parts.networking.loopback_only = lambda: world.step("loopback") or []
+    world.done.clear()
+    run(manager.start("web1"))
+    assert not [step for step in world.done if step.startswith("networking.")] and "loopback" in world.done
+
+
+def test_a_verb_in_progress_refuses_another(world, manager):
+    create(manager)
+
+    async def both():
+        world.wait = asyncio.Event()
+        first = asyncio.create_task(manager.start("web1"))
+        while "networking.connect" not in world.done:
+            await asyncio.sleep(0.001)
+        for verb in (manager.start, manager.stop, manager.destroy, manager.suspend, manager.restart):
+            with pytest.raises(Locked, match="'start' is in progress") as locked:
+                await verb("web1")
+            assert locked.value.exit_code == 9
+        with pytest.raises(Locked):
+            await manager.set("web1", {"description": "x"})
+        assert manager.instances.get("web1").summary()["verb"] == "start"
+        world.wait.set()
+        await first
+
+    run(both())
+    assert manager.instances.get("web1").verb == ""
+
+
+def test_of_two_creates_of_a_name_one_wins(world, manager):
+    async def both():
+        return await asyncio.gather(*(manager.create("web1", "bb", {}) for _ in range(5)), return_exceptions=True)
+
+    outcomes = run(both())
+    assert outcomes.count(None) == 1 and sum(isinstance(o, VEExists) for o in outcomes) == 4
+
+
+def test_addresses_and_ids_are_given_once(world, manager):
+    async def many():
+        await asyncio.gather(*(manager.create(f"web{n}", "bb", {}) for n in range(20)))
+
+    run(many())
+    definitions = [instance.definition for instance in manager.instances]
+    assert len({d.address for d in definitions}) == len({d.id_base for d in definitions}) == 20
+    with pytest.raises(AddressInUse, match="web"):
+        run(manager.create("late", "bb", {"address": definitions[0].address}))
+    assert "late" not in manager.instances and "late" not in world.parts.store.names()
+
+
+def test_a_refused_create_leaves_nothing(world, manager):
+    for step in ("limits.check", "templates.show"):
+        world.fails = step
+        with pytest.raises(VemgrError):
+            create(manager)
+    assert world.parts.store.names() == [] and list(manager.instances) == []
+
+
+def test_verbs_that_need_a_running_ve(world, manager):
+    create(manager)
+    for verb in (manager.stop, manager.suspend, manager.resume, manager.restart):
+        with pytest.raises(NotRunning):
+            run(verb("web1"))
