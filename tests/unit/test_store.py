@@ -76,7 +76,8 @@ def test_create_and_load(store):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
-@given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40).filter(str.isprintable), st.booleans())
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40).filter(str.isprintable),
+       st.booleans())
 def test_any_description_round_trips(tmp_path, text, flag):
     store = Store(str(tmp_path / "any"))
     definition = dataclasses.replace(WEB1, name="any", started=flag, settings=Settings(description=text))
