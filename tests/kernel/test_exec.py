@@ -71,13 +71,6 @@ def test_closed_descriptors(vemgr, ve):
     assert run.returncode == 4
 
 
-def test_a_reader_that_goes_away(vemgr, ve):
-    process = vemgr.popen("exec", ve, "--", "yes", stderr=subprocess.DEVNULL)
-    assert process.stdout.readline() == "y\n"
-    process.stdout.close()
-    assert process.wait(20) in (1, 128 + signal.SIGPIPE)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_are_forwarded(vemgr, ve, signum):
     name = signum.name.removeprefix("SIG")
@@ -138,6 +131,46 @@ def test_a_long_command_line(vemgr, ve):
     assert "pass it on standard input" in vemgr("exec", ve, "--", "echo", "x" * 100_000, code=21).stderr
 
 
+@pytest.mark.parametrize("text", ["=x", "NAME", "", "="])
+def test_variables_that_are_none(vemgr, ve, text):
+    assert "write KEY=VALUE" in vemgr("exec", "-e", text, ve, "--", "true", code=21).stderr
+    assert "write KEY=VALUE" in vemgr("run", "--template", "bb", "-e", text, "--", "true", code=21).stderr
+
+
+def test_variables_may_be_empty(vemgr, ve):
+    assert vemgr.out("exec", "-e", "A=", "-e", "B==", ve, "--", "sh", "-c", "echo [$A][$B]") == "[][=]\n"
+
+
+@pytest.mark.parametrize(("path", "flags", "why"), [
+    # Python gives up by itself, before us, on a directory as one of the three.
+    ("/", os.O_RDONLY, "is a directory"), ("/", os.O_PATH, "is a directory"),
+    ("/etc/passwd", os.O_PATH, "a path only"), ("/dev/fuse", os.O_RDWR, "a device"),
+    ("/dev/loop0", os.O_RDONLY, "a device"),
+])
+def test_what_would_open_more_of_the_host_than_itself(vemgr, ve, path, flags, why):
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        pytest.skip(f"{path}: {error}")
+    try:
+        for name in ("stdin", "stdout", "stderr"):
+            with vemgr.popen("exec", ve, "--", "touch", "/tmp/ran", **{name: fd}) as process:
+                _, said = process.communicate(timeout=20)
+            assert process.returncode == (1 if path == "/" else 21)
+            assert said is None or why in said.lower() or path == "/"
+        vemgr("exec", ve, "--", "test", "-e", "/tmp/ran", code=1)
+    finally:
+        os.close(fd)
+
+
+def test_devices_that_a_ve_has_itself(vemgr, ve):
+    with open("/dev/zero", "rb") as zero, open("/dev/full", "wb") as full:
+        with vemgr.popen("exec", ve, "--", "head", "-c", "5", stdin=zero, text=False) as process:
+            assert process.communicate(timeout=20)[0] == bytes(5)
+        with vemgr.popen("exec", ve, "--", "echo", stdout=full) as process:
+            assert "No space left" in process.communicate(timeout=20)[1]
+
+
 def test_many_at_once(vemgr, ve):
     processes = [vemgr.popen("exec", ve, "--", "sh", "-c", f"echo {n}; exit {n}") for n in range(16)]
     for number, process in enumerate(processes):
@@ -151,14 +184,14 @@ def test_many_at_once(vemgr, ve):
 class Terminal:
     """A person at a terminal of `columns` x `rows` who runs a command of vemgr on it."""
 
-    def __init__(self, vemgr, *arguments, rows=30, columns=100):
+    def __init__(self, vemgr, *arguments, rows=30, columns=100, command=None):
         self.master, slave = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(slave)
         self.slave = slave
         self.text = ""
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *vemgr.command(*arguments)], env=vemgr.environment(TERM="vt100"),
+            ["setsid", "--ctty", *(command or vemgr.command(*arguments))], env=vemgr.environment(TERM="vt100"),
             stdin=slave, stdout=slave, stderr=slave)
 
     def resize(self, rows, columns):
@@ -286,3 +319,143 @@ def test_a_background_process_does_not_hold_the_terminal(ve, terminal):
     seen = terminal("exec", "-t", ve, "--", "sh", "-c", "trap '' HUP; sleep 30 & echo started; exit 2")
     began = time.monotonic()
     assert seen.wait() == 2 and time.monotonic() - began < 15
+
+
+# The caller's terminal, without -t: it stays outside
+
+
+def test_the_callers_terminal_does_not_go_in(ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c", "for fd in 0 1 2; do readlink /proc/$$/fd/$fd; done; tty")
+    assert seen.wait() == 1
+    lines = seen.text.split()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["pipe"] * 3
+    assert lines[1] == lines[2], "one terminal is one pipe, or what is written would change its order"
+    assert termios.tcgetattr(seen.slave) == seen.before
+
+
+def test_a_process_that_stays_has_nothing_of_the_callers_terminal(vemgr, ve, terminal):
+    """It could read the password that is typed into the host's sudo next."""
+    stay = "exec 3<&0; (sleep 0.5; cat <&3 >/tmp/stolen; echo noise; echo noise >&2; touch /tmp/tried) & exit 3"
+    seen = terminal("exec", ve, "--", "sh", "-c", stay)
+    assert seen.wait() == 3
+    seen.type("password\n")
+    vemgr("exec", ve, "--", "sh", "-c", "for i in $(seq 100); do [ -e /tmp/stolen ] && exit; sleep 0.05; done; exit 1")
+    assert vemgr.out("exec", ve, "--", "cat", "/tmp/stolen") == ""
+    time.sleep(0.3)
+    assert os.read(seen.slave, 100) == b"password\n"
+    seen.read(0)
+    assert "noise" not in seen.text
+    vemgr("exec", ve, "--", "rm", "-f", "/tmp/stolen", "/tmp/tried")
+
+
+@pytest.mark.parametrize("stay", ["sleep 1000 & exit 2", "yes & sleep 0.2; kill -9 $$"])
+@pytest.mark.parametrize("options", [[], ["-t"]])
+def test_a_process_that_stays_is_not_waited_for(vemgr, ve, terminal, options, stay):
+    began = time.monotonic()
+    seen = terminal("exec", *options, ve, "--", "sh", "-c", f"echo last; {stay}")
+    assert seen.wait() in (2, 137) and time.monotonic() - began < 10
+    assert "last" in seen.text
+    vemgr("exec", ve, "--", "killall", "yes", "sleep", code=None)
+
+
+def test_typing_without_a_terminal_of_the_ve(ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c", "echo ready; cat; echo end; exit 8")
+    seen.expect("ready\n")
+    seen.type("typed\n")
+    seen.expect("typed\ntyped\n")  # the echo of the caller's terminal, and what cat says
+    seen.type("\x04")
+    assert seen.wait() == 8
+    assert seen.text == "end\n"
+
+
+def test_ctrl_c_without_a_terminal_of_the_ve(ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c",
+                    "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done")
+    seen.expect("ready\n")
+    seen.type("\x03")
+    assert seen.wait() == 9
+    assert "caught" in seen.text
+
+
+def test_output_and_errors_keep_their_order(ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c", "for i in $(seq 1 2 2000); do echo $i; echo $((i+1)) >&2; done")
+    assert seen.wait() == 0
+    assert seen.text.split() == [str(number) for number in range(1, 2001)]
+
+
+def test_much_output_without_a_terminal_of_the_ve(ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c", "seq 1 100000; exit 5")
+    assert seen.wait(60) == 5
+    assert seen.text.split() == [str(number) for number in range(1, 100001)]
+
+
+def test_output_may_be_opened_again(ve, terminal):
+    seen = terminal("exec", "-u", "user", ve, "--", "sh", "-c", "echo one >/dev/stderr; echo two >/proc/self/fd/1")
+    assert seen.wait() == 0
+    assert seen.text == "one\ntwo\n"
+
+
+def test_a_pager_behind_keeps_its_keys(ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c", "echo ready; cat")
+    seen.expect("ready\n")
+    mode = termios.tcgetattr(seen.slave)
+    mode[3] &= ~(termios.ICANON | termios.ECHO)
+    termios.tcsetattr(seen.slave, termios.TCSANOW, mode)
+    time.sleep(0.5)  # longer than what it takes to see that
+    seen.type("q")
+    time.sleep(0.5)
+    assert os.read(seen.slave, 10) == b"q"
+    termios.tcsetattr(seen.slave, termios.TCSANOW, seen.before)
+    seen.type("\x04")
+    assert seen.wait() == 0
+
+
+def test_in_the_background_it_leaves_the_terminal_alone(vemgr, ve, terminal):
+    """A job that reads would be stopped, and steal from the shell before that."""
+    inner = vemgr.command("exec", ve, "--", "sh", "-c", "echo ready; sleep 1; echo done")
+    seen = terminal(command=["sh", "-mc", '"$@" & wait; exit 4', "sh", *inner])
+    seen.expect("ready\n")
+    seen.type("for the shell\n")
+    seen.expect("done\n")
+    assert seen.wait() == 4
+    assert os.read(seen.slave, 100) == b"for the shell\n"
+
+
+def test_a_stopped_terminal_can_be_left(vemgr, ve, terminal):
+    seen = terminal("exec", ve, "--", "sh", "-c", "echo ready; exec yes")
+    seen.expect("ready\n")
+    seen.type("\x13")
+    time.sleep(0.3)
+    assert seen.process.poll() is None
+    deadline = time.monotonic() + 20
+    while seen.process.poll() is None:  # the first ends the command, a later one the wait for the terminal
+        assert time.monotonic() < deadline
+        seen.process.terminate()
+        time.sleep(0.2)
+    assert seen.process.returncode == 128 + signal.SIGTERM
+
+
+# A terminal of the VE, but files and pipes outside
+
+
+def test_much_input_for_a_terminal(vemgr, ve):
+    """The terminal's echo has to be taken away, or it takes no more input."""
+    lines = "".join(f"{number}\n" for number in range(1, 200001))
+    answer = vemgr("exec", "-t", ve, "--", "sh", "-c", "stty -echo; echo ready; wc -l; exit 3", input=lines, code=3)
+    assert "200000" in answer.stdout.split("ready")[-1]
+    answer = vemgr("exec", "-t", ve, "--", "cat", input=lines)
+    assert 200000 < len(answer.stdout.split()) <= 400000, "what cat says, and the echo: the kernel may drop some of it"
+
+
+@pytest.mark.parametrize("text", ["", "a line\n", "no end of line"])
+def test_the_end_of_input_reaches_a_terminal(vemgr, ve, text):
+    answer = vemgr("exec", "-t", ve, "--", "sh", "-c", "stty -echo; cat; exit 6", input=text, code=6)
+    assert text.strip() in answer.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["-t"]])
+def test_a_reader_that_goes_away_hangs_up(vemgr, ve, options):
+    process = vemgr.popen("exec", *options, ve, "--", "yes", stderr=subprocess.DEVNULL)
+    assert process.stdout.readline() == "y\n"
+    process.stdout.close()
+    assert process.wait(20) in (1, 128 + signal.SIGPIPE, 128 + signal.SIGHUP)

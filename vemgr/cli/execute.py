@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""exec, enter and run: the caller's own descriptors go into the VE, or a terminal of the VE comes out of it.
+"""exec, enter and run: the caller's files and pipes go into the VE, or a terminal of the VE comes out of it.
 
 Nothing here needs the daemon once the command runs: its end arrives through a pipe that the keeper holds.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import socket
 import struct
@@ -19,21 +18,30 @@ import tty
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
-from vemgr.core.errors import Unreachable
+from vemgr.cli.relay import Flow, relay
+from vemgr.cli.stdio import Stdio
+from vemgr.core.errors import BadValue, Unreachable
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_CHUNK = 65536
 _WINSIZE = 8  # bytes of a struct winsize
 
 Call = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 
 
 def command_of(argv: list[str], env: list[str], cwd: str, user: str, terminal: bool) -> dict[str, Any]:
-    """The API's Command. `env`: KEY=VALUE texts."""
-    variables = dict(text.partition("=")[::2] for text in env)
+    """The API's Command. `env`: KEY=VALUE texts. Raises `BadValue` for one that is not."""
+    variables = dict(map(_variable, env))
     if terminal and "TERM" in os.environ:
         variables.setdefault("TERM", os.environ["TERM"])
     return {"argv": argv, "env": variables, "cwd": cwd, "user": user, "tty": terminal}
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise BadValue("--env", text, "it has no value" if name else "it has no name",
+                       remedy="write KEY=VALUE; the caller's own variables are not passed on")
+    return name, value
 
 
 def execute(call: Call, command: dict[str, Any]) -> int:
@@ -43,30 +51,25 @@ def execute(call: Call, command: dict[str, Any]) -> int:
     try:
         if command["tty"]:
             return _with_terminal(call, command, before)
-        reply = call({"command": command, "stdio": [0, 1, 2]}, [_open(0), _open(1), _open(2)])
-        (status_fd,) = reply["descriptors"]
-        with _forwarding(reply["pid"], before):
-            return _exit_code(status_fd)
+        return _with_descriptors(call, command, before)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _open(fd: int) -> int:
-    """A copy of a standard descriptor; /dev/null where the caller has closed it. Copies, since the same file may
-    stand behind two of them and the API wants each to be a descriptor of its own."""
-    try:
-        return os.dup(fd)
-    except OSError:
-        return os.open(os.devnull, os.O_RDWR)
+def _with_descriptors(call: Call, command: dict[str, Any], mask: Set[int]) -> int:
+    stdio = Stdio()
+    reply = call({"command": command, "stdio": [0, 1, 2]}, stdio.passed)
+    stdio.close_passed()
+    (status_fd,) = reply["descriptors"]
+    with _forwarding(reply["pid"], mask) as ended:
+        relay(stdio.inputs, stdio.outputs, status_fd, ended)
+        return _exit_code(status_fd)
 
 
 def _exit_code(status_fd: int) -> int:
     data = b""
     while len(data) < 4:  # a native int
-        try:
-            chunk = os.read(status_fd, 4 - len(data))
-        except InterruptedError:
-            continue
+        chunk = os.read(status_fd, 4 - len(data))
         if not chunk:
             raise Unreachable("the command's end was not reported: the keeper is gone, and the VE with it")
         data += chunk
@@ -75,26 +78,35 @@ def _exit_code(status_fd: int) -> int:
 
 
 @contextlib.contextmanager
-def _forwarding(pid: int, mask: Set[int]) -> Iterator[None]:
-    """Pass the signals that people and service managers send on to the command, from now on as `mask` lets them in."""
+def _forwarding(pid: int, mask: Set[int]) -> Iterator[Callable[[], None]]:
+    """Pass the signals that people and service managers send on to the command, from now on as `mask` lets them in.
+    Yields what to call when it has ended: from then on they are meant for us."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
-        yield  # it has ended already
-        return
+        pidfd = -1  # it has ended already
+    ended = False
 
     def forward(signum: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signum)
+        if ended:
+            raise SystemExit(128 + signum)  # not the default action: a terminal has to be put right on the way out
+        if pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signum)
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
 
     before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        yield
+        yield end
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        os.close(pidfd)
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 def _with_terminal(call: Call, command: dict[str, Any], mask: Set[int]) -> int:
@@ -109,9 +121,17 @@ def _with_terminal(call: Call, command: dict[str, Any], mask: Set[int]) -> int:
     if not fds:
         raise Unreachable("the VE gave no terminal")
     master = fds[0]
-    with _forwarding(reply["pid"], mask), _raw_mode(), _following_size(master):
-        _relay(master, status_fd)
+    with _forwarding(reply["pid"], mask) as ended, _raw_mode(), _following_size(master):
+        _relay_terminal(master, status_fd, ended)
     return _exit_code(status_fd)
+
+
+def _relay_terminal(master: int, status_fd: int, ended: Callable[[], None]) -> None:
+    os.set_blocking(master, False)
+    with open(os.devnull, "rb+", buffering=0) as null:
+        # Nobody looks at its output any more: a terminal hangs up then.
+        output = Flow(master, 1, at_loss=lambda: os.dup2(null.fileno(), master, inheritable=False))
+        relay([Flow(0, master, says_end=True)], [output], status_fd, ended)
 
 
 @contextlib.contextmanager
@@ -140,35 +160,3 @@ def _following_size(master: int) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
-
-
-def _relay(master: int, status_fd: int) -> None:
-    """Copy both ways until the command has ended and its output is drained."""
-    inputs = [0, master, status_fd]
-    while master in inputs:
-        ended = status_fd not in inputs
-        ready, _, _ = select.select(inputs, [], [], 0.2 if ended else None)
-        if not ready and ended:
-            return  # something in the VE keeps the terminal open; the command itself is over
-        if status_fd in ready:
-            inputs.remove(status_fd)
-        if master in ready and not _copy(master, 1):
-            inputs.remove(master)
-        if 0 in ready and not _copy(0, master):
-            inputs.remove(0)
-            with contextlib.suppress(OSError):
-                os.write(master, b"\x04")  # end of input, as Ctrl-D says it
-
-
-def _copy(source: int, target: int) -> bool:
-    try:
-        data = os.read(source, _CHUNK)
-    except OSError:
-        return False  # EIO: the last process has closed the terminal
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(target, view):]
-        except OSError:
-            return False
-    return bool(data)
