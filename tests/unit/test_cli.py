@@ -5,6 +5,9 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -13,8 +16,9 @@ from click.testing import CliRunner
 from vemgr.api.client import RemoteError
 from vemgr.cli import connection, execute
 from vemgr.cli import main as module
+from vemgr.cli.stdio import Stdio
 from vemgr.core.config import SETTINGS
-from vemgr.core.errors import Unreachable
+from vemgr.core.errors import BadValue, Unreachable
 
 VES = [
     {"name": "db", "state": "stopped", "template": "debian-12", "address": "", "pid": 0, "verb": ""},
@@ -89,6 +93,21 @@ def test_show(daemon, run):
     assert json.loads(run("show", "--json", "web1")[1]) == DETAILS
 
 
+def test_show_several(daemon, run):
+    """For programs: one name is an object, several are a list, whatever becomes of them."""
+    def answer(parameters, _fds):
+        return NO_SUCH if parameters["name"] == "x" else {**DETAILS, "name": parameters["name"]}
+
+    daemon.answers["Show"] = answer
+    assert [ve["name"] for ve in json.loads(run("show", "--json", "web2", "web1", "web2")[1])] == ["web2", "web1"]
+    code, out, err = run("show", "--json", "x", "web1")
+    assert (code, [ve["name"] for ve in json.loads(out)], err) == (14, ["web1"], "vemgr: no such VE: x; look\n")
+    assert run("show", "--json", "x")[:2] == (14, "")
+    assert json.loads(run("show", "--json", "x", "x")[1]) == []
+    code, out, _ = run("show", "web1", "x", "db")
+    assert code == 14 and [lines.split()[1] for lines in out.split("\n\n")] == ["web1", "db"]
+
+
 def test_every_setting_is_an_option(daemon, run):
     for command in (module.cli.commands["create"], module.cli.commands["set"], module.cli.commands["run"]):
         options = {name for parameter in command.params if isinstance(parameter, click.Option)
@@ -131,6 +150,72 @@ def test_stop_all(daemon, run):
 def test_wrong_usage_is_20(daemon, run, arguments):
     code, out, err = run(*arguments)
     assert (code, out) == (20, "") and ("Usage" in err or "Error" in err) and daemon.asked == []
+    assert "python" not in err
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (("list", "--nonsense"), "'--nonsense'"), (("stop", "x", "--timeout", "soon"), "'--timeout'"),
+    (("set", "x", "--cpus"), "'--cpus'"), (("nonsense",), "'nonsense'"), (("template", "nonsense"), "'nonsense'"),
+    (("exec",), "'NAME'"), (("template", "import", "x"), "'FILE|DIRECTORY|-'"), (("stop",), "--all"),
+])
+def test_wrong_usage_is_named(daemon, run, arguments, named):
+    code, _, err = run(*arguments)
+    assert code == 20 and named in err
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("list", "--json"), ("show", "web1", "db"), ("--help",)])
+@pytest.mark.parametrize("where", ["a pipe that nobody reads", "/dev/full"])
+def test_output_that_nobody_takes(arguments, where):
+    """No traceback: `vemgr list | head -0` is not a defect."""
+    if where == "/dev/full":
+        target = os.open(where, os.O_WRONLY)
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    script = ("from vemgr.cli import connection, main; from tests.unit.test_cli import Daemon; daemon = Daemon();"
+              "connection.connect = lambda _path: daemon; main.main()")
+    try:
+        done = subprocess.run([sys.executable, "-c", script, *arguments], stdout=target, stderr=subprocess.PIPE,
+                              text=True, timeout=30, cwd=Path(__file__).parents[2])
+        assert done.returncode == (3 if where == "/dev/full" else 1)
+        assert done.stderr == ("vemgr: No space left on device\n" if where == "/dev/full" else "")
+        done = subprocess.run([sys.executable, "-c", script, "nonsense"], stderr=target, timeout=30,
+                              cwd=Path(__file__).parents[2])
+        assert done.returncode == 20
+    finally:
+        os.close(target)
+
+
+def test_bytes_that_are_no_text_go_through(daemon, run):
+    daemon.answers["Exec"] = ended(0)
+    run("exec", "web1", "--", os.fsdecode(b"\xff"))
+    ((_, asked),) = daemon.asked
+    assert os.fsencode(asked["command"]["argv"][0]) == b"\xff"
+    assert json.loads(json.dumps(asked)) == asked
+
+
+@pytest.mark.parametrize(("path", "flags", "why"), [
+    ("/", os.O_RDONLY, "a directory"), ("/", os.O_PATH, "a directory"), ("/etc/passwd", os.O_PATH, "a path only"),
+])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_what_would_open_more_of_the_host_than_itself(number, path, flags, why):
+    kept, fd = os.dup(number), os.open(path, flags)
+    try:
+        os.dup2(fd, number)
+        with pytest.raises(BadValue, match=why) as caught:
+            Stdio()
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(fd)
+    assert caught.value.remedy and caught.value.facts["field"] == ("standard input", "standard output",
+                                                                   "standard error")[number]
+
+
+@pytest.mark.parametrize("variable", ["=x", "NAME", "", "="])
+def test_variables_that_are_none(daemon, run, variable):
+    code, _, err = run("exec", "-e", variable, "web1", "--", "true")
+    assert code == 21 and "write KEY=VALUE" in err and daemon.asked == []
 
 
 @pytest.mark.parametrize(("error", "code"), [(NO_SUCH, 14), (Unreachable("nobody there"), 3)])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import click
 
 import vemgr
 from vemgr.api.client import Client, exit_code_of
-from vemgr.cli import connection, execute, tables
+from vemgr.cli import connection, ending, execute, tables
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
@@ -75,7 +76,7 @@ def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[C
             outcomes = list(pool.map(one, dict.fromkeys(names)))
     failures = [error for error in outcomes if error is not None]
     for error in failures:
-        click.echo(f"vemgr: {error}", err=True)
+        ending.say(str(error))
     if failures:
         sys.exit(exit_code_of(failures[0]))
 
@@ -183,14 +184,17 @@ def list_(context: click.Context, as_json: bool, running: bool) -> None:
 @click.pass_context
 def show(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
     """Everything about VEs; limits as read back from the kernel."""
-    def show_one(connected: Client, name: str) -> None:
-        details = connected.call("Show", {"name": name})
-        if as_json:
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for_each(context, names, lambda c, name: found.update({name: c.call("Show", {"name": name})}))
+    finally:  # those that there are, even if another is not
+        details = [found[name] for name in dict.fromkeys(names) if name in found]
+        if as_json and len(names) > 1:
             tables.as_json(details)
-        else:
-            tables.fields(_lines(details))
-
-    for_each(context, names, show_one)
+        elif as_json and details:
+            tables.as_json(details[0])
+        elif details:
+            tables.paragraphs([_lines(each) for each in details])
 
 
 def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -272,7 +276,7 @@ def _execute(call: execute.Call, command: dict[str, Any]) -> int:
     except VemgrError as error:
         if error.identifier != "ExecFailed":
             raise
-        click.echo(f"vemgr: {error}", err=True)
+        ending.say(str(error))
         return int(error.facts.get("status", "126"))
 
 
@@ -338,19 +342,11 @@ def _fill_standard_descriptors() -> None:
 
 def main() -> NoReturn:
     _fill_standard_descriptors()
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as ending:
-        sys.exit(ending.exit_code)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(20)
-    except click.Abort:
-        sys.exit(130)
-    except VemgrError as error:
-        click.echo(f"vemgr: {error}", err=True)
-        sys.exit(exit_code_of(error))
-    sys.exit(0)
+    # Names may hold bytes that are no text here; showing them in another way is better than failing.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(ending.exit_code(lambda: cli(prog_name="vemgr", standalone_mode=False)))
 
 
 if __name__ == "__main__":

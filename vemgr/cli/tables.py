@@ -26,6 +26,14 @@ def fields(pairs: Sequence[tuple[str, Any]]) -> None:
         click.echo(f"{name + ':':<{width + 1}}  {_text(value)}".rstrip())
 
 
+def paragraphs(items: Sequence[Sequence[tuple[str, Any]]]) -> None:
+    """Fields of several things, an empty line between them."""
+    for position, pairs in enumerate(items):
+        if position:
+            click.echo()
+        fields(pairs)
+
+
 def as_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, sort_keys=True))
 
