@@ -12,7 +12,7 @@ import pytest
 from vemgr.kernel import blockdev
 from vemgr.kernel.cgroups import CgroupTree, io_max_of, readings
 from vemgr.kernel.devices import DEFAULT_RULES, DeviceRule, assemble
-from vemgr.kernel.process import handles_signal, start_time
+from vemgr.kernel.process import handles_signal, is_zombie, start_time
 from vemgr.runtime.subids import foreign_ranges
 
 
@@ -117,6 +117,12 @@ def test_processes():
     assert start_time(os.getpid()) == start_time(os.getpid()) > 0
     with pytest.raises(ProcessLookupError):
         start_time(2**22 + 1)
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert is_zombie(child) and not is_zombie(os.getpid()) and start_time(child) >= start_time(os.getpid())
+    os.waitpid(child, 0)
+    with pytest.raises(ProcessLookupError):
+        is_zombie(child)
     assert handles_signal(os.getpid(), 2), "Python catches SIGINT"
     assert not handles_signal(os.getpid(), 10) and not handles_signal(2**22 + 1, 2)
 

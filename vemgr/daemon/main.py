@@ -27,7 +27,7 @@ from vemgr.daemon.service import DaemonService
 from vemgr.kernel import seccomp
 from vemgr.kernel.cgroups import CgroupTree, find_top
 from vemgr.kernel.devices import DevicePolicy
-from vemgr.kernel.process import start_time
+from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
@@ -174,13 +174,13 @@ class Daemon:
         lost = False
         while not self._ending.is_set():
             try:
-                if _identity(self._keeper_pid) != self._keeper and not lost:
-                    lost = True
-                    log.error("the keeper has ended, and its VEs with it")
-                    await self._manager.on_keeper_lost()
+                if not lost and _identity(self._keeper_pid) != self._keeper:
+                    lost = await self._give_up_keeper()
                 await self._launcher.connect()
                 self._keeper_pid, children = await self._launcher.children()
-                self._keeper = _identity(self._keeper_pid)
+                before, self._keeper = self._keeper, _identity(self._keeper_pid)
+                if not lost and self._keeper != before:  # it ended, and another began, between two looks
+                    lost = await self._give_up_keeper()
                 if lost:
                     self._manager.use_tree(CgroupTree(find_top(self._keeper_pid, self._config.cgroup)))
                 log.warning("connected to the keeper again, process %d", self._keeper_pid)
@@ -191,6 +191,12 @@ class Daemon:
             except (OSError, VemgrError) as error:
                 log.debug("the keeper is not back yet: %s", error)
                 await asyncio.sleep(0.2)
+
+    async def _give_up_keeper(self) -> bool:
+        assert self._manager is not None
+        log.error("the keeper has ended, and its VEs with it")
+        await self._manager.on_keeper_lost()
+        return True
 
     async def _serve(self, manager: Manager, parts: Parts) -> VarlinkUnixServer:
         registry = VarlinkInterfaceRegistry()
@@ -209,7 +215,7 @@ class Daemon:
 def _identity(pid: int) -> tuple[int, int]:
     """A process by pid and start time; (pid, 0) when it is gone. A zombie, which nobody may reap, counts as gone."""
     try:
-        return pid, start_time(pid)
+        return pid, 0 if is_zombie(pid) else start_time(pid)
     except ProcessLookupError:
         return pid, 0
 

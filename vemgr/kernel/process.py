@@ -9,13 +9,24 @@ def start_time(pid: int) -> int:
 
     Raises `ProcessLookupError` when there is none.
     """
+    # Field 22; fields are counted from the third on here, the state.
+    return int(_stat(pid)[19])
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether `pid` has ended and waits to be reaped. Raises `ProcessLookupError` when there is none."""
+    return _stat(pid)[0] in "ZX"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat that follow the command's name."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(3, "no such process", str(pid)) from None
-    # The command name may hold spaces and parentheses; the last ')' ends it. Field 22 is starttime.
-    return int(stat.rpartition(")")[2].split()[19])
+    # The name may hold spaces and parentheses; the last ')' ends it.
+    return stat.rpartition(")")[2].split()
 
 
 def handles_signal(pid: int, signum: int) -> bool:
