@@ -72,7 +72,9 @@ class Launcher:
         return self._socket is not None
 
     async def connect(self) -> None:
-        """Raises `Unreachable` when no keeper listens."""
+        """Raises `Unreachable` when no keeper listens. An earlier connection is given up: its keeper may have ended
+        before it was asked anything, and its reader would spin on the hang-up."""
+        self.close()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             connection.connect(self._path)
