@@ -95,7 +95,7 @@ class Daemon:
         self._keeper_ends = False
         self._activated = False  # whether systemd made the socket, and keeps it
         self._early: list[Child] = []  # what ended while we were coming up
-        self._background: set[asyncio.Task[None]] = set()
+        self._reconnecting: asyncio.Task[None] | None = None
         self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost)
         self._manager: Manager | None = None
 
@@ -164,9 +164,8 @@ class Daemon:
     def _on_keeper_lost(self) -> None:
         if self._manager is None or self._keeper_ends:
             return
-        task = asyncio.get_running_loop().create_task(self._reconnect())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        if self._reconnecting is None or self._reconnecting.done():  # otherwise that one goes on trying
+            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
         """The connection to the keeper is gone: take it up again, or clean up after a keeper that is gone itself."""
