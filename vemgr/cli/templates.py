@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-import threading
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from vemgr.api.client import Client
 from vemgr.cli import connection, tables
-from vemgr.core.errors import BadValue, NotEnoughResources, SystemFailure, VemgrError
+from vemgr.core.errors import BadValue, NotEnoughResources
 from vemgr.core.layers import check_template_name
 
 _DEBIAN = {"11": "bullseye", "12": "bookworm", "13": "trixie", "sid": "sid"}
@@ -27,7 +23,6 @@ _UBUNTU = {"22.04": "jammy", "24.04": "noble", "26.04": "resolute"}
 _KEYRINGS = {"debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
              "ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg"}
 _PACKAGES = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,procps,ca-certificates"
-_KEPT_LINES = 5
 
 
 def _client(context: click.Context) -> Client:
@@ -89,11 +84,13 @@ def import_(context: click.Context, name: str, source: str, description: str) ->
     check_template_name(name)
     connected = _client(context)
     if source == "-":
+        if os.isatty(0):
+            raise BadValue("source", source, "nobody types an archive", remedy="name a file, or use a pipe")
         _import(connected, name, description, 0)
     elif os.path.isdir(source):
-        _stream(connected, name, description, Producer(
-            "tar", ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--one-file-system", "-C", source,
-                    "-cf", "-", "."]))
+        _stream(connected, name, description, [
+            "tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--one-file-system", "-C", source,
+            "-cf", "-", "."])
     else:
         try:
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -132,56 +129,11 @@ def build(context: click.Context, name: str, suite: str, mirror: str, include: s
     packages = ",".join(filter(None, (_PACKAGES, include)))
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={packages}", f"--keyring={keyring}",
                "--format=tar", suite, "-", *([mirror] if mirror else [])]
-    _stream(connected, name, f"{distribution} {suite}, built by mmdebstrap", Producer("mmdebstrap", command))
+    _stream(connected, name, f"{distribution} {suite}, built by mmdebstrap", command)
 
 
-@dataclass
-class Producer:
-    """A program whose standard output is an archive."""
+def _stream(connected: Client, name: str, description: str, command: list[str]) -> None:
+    from vemgr.cli.producers import Producer, stream  # noqa: PLC0415  (threads and processes, for two verbs)
 
-    name: str
-    command: list[str]
-
-
-def _stream(connected: Client, name: str, description: str, producer: Producer) -> None:
-    """Import what a program writes. Its own failure is told in preference to the torn archive that follows from it."""
-    lines: list[str] = []
-    process = subprocess.Popen(producer.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=False, env={**os.environ, "LC_ALL": "C"})
-    assert process.stdout is not None
-    assert process.stderr is not None
-    watcher = threading.Thread(target=_show_progress, args=(process.stderr, lines), daemon=True)
-    watcher.start()
-    failure: VemgrError | None = None
-    try:
-        _import(connected, name, description, process.stdout.fileno())
-    except VemgrError as error:
-        failure = error
-    # Nobody reads any more: a program that is not at its end gets SIGPIPE now.
-    process.stdout.close()
-    code = process.wait()
-    watcher.join()
-    process.stderr.close()
-    if code > 0:
-        if failure is None:
-            connected.call("RemoveTemplate", {"name": name})
-        raise SystemFailure(f"{producer.name} failed with status {code}: {'; '.join(lines[-_KEPT_LINES:])}")
-    if failure is not None:
-        raise failure
-
-
-def _show_progress(stream: IO[bytes], lines: list[str]) -> None:
-    """Lines of progress: one that is overwritten on a terminal, all of them in a log."""
-    terminal = sys.stderr.isatty()
-    for raw in stream:
-        line = raw.decode(errors="replace").strip()
-        if not line:
-            continue
-        lines.append(line)
-        del lines[:-50]
-        if terminal:
-            click.echo(f"\r\033[K{line[:100]}", err=True, nl=False)
-        else:
-            click.echo(line, err=True)
-    if terminal:
-        click.echo("\r\033[K", err=True, nl=False)
+    stream(Producer(command), lambda fd: _import(connected, name, description, fd),
+           lambda: connected.call("RemoveTemplate", {"name": name}))
