@@ -62,6 +62,8 @@ need_python() {
 {
     prefix=/opt/vemgr
     bin=/usr/local/sbin
+    man=/usr/local/share/man
+    manual=(vemgr.1 vemgr.toml.5 vemgrd.8)
     commands=(vemgr vemgrd vemgr-keeper)
     unit_dir=/etc/systemd/system
     units=(vemgr.socket vemgr-keeper.service vemgr.service vemgr-ves.service)

@@ -70,6 +70,12 @@ def test_quickstart_installs_every_unit():
     assert sorted(listed[1].split()) == [path.name for path in UNITS]
 
 
+def test_quickstart_installs_every_man_page():
+    listed = re.search(r"manual=\((.*?)\)", LIBRARY.read_text())
+    assert listed
+    assert sorted(listed[1].split()) == sorted(path.name for path in PROJECT.glob("docs/man/*"))
+
+
 def directives(unit: str) -> list[str]:
     return (PROJECT / "systemd" / unit).read_text().splitlines()
 
