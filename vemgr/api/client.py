@@ -7,6 +7,7 @@ beside them as SCM_RIGHTS and are named in the JSON by their position.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -88,8 +89,9 @@ class Client:
 
     def await_end(self) -> None:
         """Wait until the daemon has gone, which ends the connection."""
-        while self._socket.recv(4096):
-            pass
+        with contextlib.suppress(ConnectionResetError):
+            while self._socket.recv(4096):
+                pass
 
     def close(self) -> None:
         self._socket.close()
