@@ -141,6 +141,14 @@ def test_variables_may_be_empty(vemgr, ve):
     assert vemgr.out("exec", "-e", "A=", "-e", "B==", ve, "--", "sh", "-c", "echo [$A][$B]") == "[][=]\n"
 
 
+@pytest.mark.xfail(reason="the daemon does not pass such bytes yet", strict=False)
+def test_bytes_that_are_no_text(vemgr, ve):
+    """File names of the VE have any encoding or none."""
+    script = 'printf "%s" "$1$A"'
+    answer = vemgr("exec", "-e", b"A=\xfe", ve, "--", "sh", "-c", script, "sh", b"\xff\xc3\x28", text=False)
+    assert answer.stdout == b"\xff\xc3\x28\xfe"
+
+
 @pytest.mark.parametrize(("path", "flags", "why"), [
     # Python gives up by itself, before us, on a directory as one of the three.
     ("/", os.O_RDONLY, "is a directory"), ("/", os.O_PATH, "is a directory"),
@@ -433,6 +441,16 @@ def test_a_stopped_terminal_can_be_left(vemgr, ve, terminal):
         seen.process.terminate()
         time.sleep(0.2)
     assert seen.process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_terminal_that_has_hung_up(vemgr, ve):
+    """What goes on after its login was lost goes on in a VE, too."""
+    master, slave = pty.openpty()
+    os.close(master)
+    script = "cat; trap '' PIPE; echo out; exit 3"
+    process = vemgr.popen("exec", ve, "--", "sh", "-c", script, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    assert process.wait(20) == 3
 
 
 # A terminal of the VE, but files and pipes outside

@@ -7,9 +7,11 @@ left behind included, could read what is typed into the host's shell afterwards,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+import termios
 
 from vemgr.cli.relay import Flow
 from vemgr.core.errors import BadValue
@@ -30,12 +32,12 @@ class Stdio:
             _check(fd)
         self.inputs: list[Flow] = []
         self.outputs: list[Flow] = []
-        self.passed = [self._input() if os.isatty(0) else os.dup(0)]
-        self.passed.append(self._output(1) if os.isatty(1) else os.dup(1))
-        if os.isatty(1) and os.path.sameopenfile(1, 2):
+        self.passed = [self._input() if _is_terminal(0) else os.dup(0)]
+        self.passed.append(self._output(1) if _is_terminal(1) else os.dup(1))
+        if _is_terminal(1) and os.path.sameopenfile(1, 2):
             self.passed.append(os.dup(self.passed[1]))  # one pipe keeps the order of the two
         else:
-            self.passed.append(self._output(2) if os.isatty(2) else os.dup(2))
+            self.passed.append(self._output(2) if _is_terminal(2) else os.dup(2))
 
     def close_passed(self) -> None:
         """They are the command's now: as long as we had them too, we would not see that it has closed them."""
@@ -69,9 +71,17 @@ def _check(fd: int) -> None:
         raise BadValue(_NAMES[fd], _path(fd), "it is open as a path only, not for reading or writing",
                        remedy="open it for reading or writing")
     is_device = stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)
-    if is_device and found.st_rdev not in _HARMLESS and not os.isatty(fd):
+    if is_device and found.st_rdev not in _HARMLESS and not _is_terminal(fd):
         raise BadValue(_NAMES[fd], _path(fd), "a device would let the VE control the host's hardware",
                        remedy="put a pipe in between: cat DEVICE | vemgr exec ..., vemgr exec ... | dd of=DEVICE")
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        termios.tcgetattr(fd)
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)  # one that has hung up, as that of a lost login
+    return True
 
 
 def _path(fd: int) -> str:
