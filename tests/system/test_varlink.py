@@ -28,7 +28,7 @@ def test_a_foreign_client_introspects(manager, vemgr):
 def test_a_foreign_client_lists_and_starts(manager, vemgr):
     manager.Create("foreign", "busybox", {"memory": "64M"})
     try:
-        assert {ve["name"]: ve["state"] for ve in manager.List()["ves"]} == {"foreign": "stopped"}
+        assert {ve["name"]: ve["state"] for ve in manager.List()["ves"]}["foreign"] == "stopped"
         manager.Start("foreign")
         assert vemgr.list()["foreign"]["state"] == "running"
         assert manager.Show("foreign")["inForce"]["memory"] == "64M"
