@@ -23,13 +23,7 @@ class VE(TypedDict):
     verb: str
 
 
-class VEDetails(TypedDict):
-    name: str
-    state: str
-    template: str
-    address: str
-    pid: int
-    verb: str
+class VEDetails(VE):
     hostname: str
     idBase: int
     created: str

@@ -10,24 +10,12 @@ import sys
 import time
 
 from vemgr.api.client import Client
-from vemgr.core.errors import SystemFailure, Unreachable
+from vemgr.api.location import load_config
+from vemgr.core.errors import Unreachable
 from vemgr.core.host import HostConfig
 
 _PATIENCE = 30.0  # seconds for a daemon to come up; the first one makes the template `host`
 _KEPT = ("PATH", "PYTHONPATH", "LANG", "VEMGR_CONFIG")
-
-
-def load_config(path: str) -> HostConfig:
-    """The host configuration, for the sake of its run directory. A missing file means the defaults."""
-    try:
-        with open(path, "rb") as file:
-            import tomllib  # noqa: PLC0415  (only where there is such a file)
-
-            return HostConfig.from_mapping(tomllib.load(file))
-    except FileNotFoundError:
-        return HostConfig()
-    except (OSError, ValueError) as error:
-        raise SystemFailure(f"{path} cannot be read: {error}", path=path) from error
 
 
 def connect(config_path: str) -> Client:

@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 import click
 
 import vemgr
+from vemgr.api import location
 from vemgr.api.client import Client, exit_code_of
 from vemgr.cli import connection, ending, execute, tables
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
 
-_DEFAULT_CONFIG = "/etc/vemgr/vemgr.toml"
+_DEFAULT_CONFIG = location.DEFAULT_PATH
 names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from vemgr.api.client import Client
+from vemgr.api.location import DEFAULT_PATH
 from vemgr.cli import connection, tables
 from vemgr.core.errors import BadValue, NotEnoughResources
 from vemgr.core.layers import check_template_name
@@ -26,7 +27,7 @@ _PACKAGES = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,procps,ca-certifica
 
 
 def _client(context: click.Context) -> Client:
-    return connection.connect(context.find_object(str) or "/etc/vemgr/vemgr.toml")
+    return connection.connect(context.find_object(str) or DEFAULT_PATH)
 
 
 @click.group()

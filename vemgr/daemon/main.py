@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import tomllib
 from pathlib import Path
 
 from asyncvarlink import FileDescriptorArray, GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkUnixServer
@@ -21,6 +20,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import vemgr
 from vemgr.api.interface import ManagerInterface, error_reply
+from vemgr.api.location import DEFAULT_PATH, load_config
 from vemgr.core.errors import KernelLacks, SystemFailure, Unreachable, VemgrError
 from vemgr.core.host import HostConfig
 from vemgr.daemon.service import DaemonService
@@ -277,20 +277,9 @@ def _listen(path: str) -> socket.socket:
     return listener
 
 
-def load_config(path: str) -> HostConfig:
-    """Raises `BadValue`, `BadParameter`, or `SystemFailure` for a file that cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return HostConfig.from_mapping(tomllib.load(file))
-    except FileNotFoundError:
-        return HostConfig()
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SystemFailure(f"{path} cannot be read: {error}", path=path) from error
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="vemgrd", description="The vemgr daemon.")
-    parser.add_argument("--config", default="/etc/vemgr/vemgr.toml", help="host configuration (default: %(default)s)")
+    parser.add_argument("--config", default=DEFAULT_PATH, help="host configuration (default: %(default)s)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:

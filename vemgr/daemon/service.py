@@ -175,7 +175,7 @@ def _check_command(command: Command, stdio: list[int]) -> None:
         raise BadValue("command", "\\0", "a command cannot hold a zero byte")
     if command["cwd"] and not command["cwd"].startswith("/"):
         raise BadValue("cwd", command["cwd"], "not an absolute path")
-    if sum(len(text.encode()) for text in texts) > _LONGEST_COMMAND:
+    if sum(len(os.fsencode(text)) for text in texts) > _LONGEST_COMMAND:
         raise BadValue("command", "...", f"longer than {_LONGEST_COMMAND} bytes in all",
                        remedy="write it to a file or pass it on standard input")
 
