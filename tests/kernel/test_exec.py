@@ -141,7 +141,6 @@ def test_variables_may_be_empty(vemgr, ve):
     assert vemgr.out("exec", "-e", "A=", "-e", "B==", ve, "--", "sh", "-c", "echo [$A][$B]") == "[][=]\n"
 
 
-@pytest.mark.xfail(reason="the daemon does not pass such bytes yet", strict=False)
 def test_bytes_that_are_no_text(vemgr, ve):
     """File names of the VE have any encoding or none."""
     script = 'printf "%s" "$1$A"'
