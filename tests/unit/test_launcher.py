@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -156,7 +157,7 @@ def test_a_birth_whose_descriptors_got_lost(talk):
     def answer(keeper, message, _fds):
         said.append(message["call"])
         if message["call"] == "start":
-            keeper.send({"event": "cloned", "id": message["id"], "pid": 1, "start_time": 1, "truncated": True})
+            keeper.send({"event": "cloned", "id": message["id"], "pid": 1, "start_time": 1, "damaged": errno.EMFILE})
 
     with pytest.raises(SystemFailure, match="no descriptor left"):
         talk(answer, start)
@@ -178,12 +179,12 @@ def test_a_keeper_that_dies_at_work(talk, at):
     assert lost == [True]
 
 
-@pytest.mark.parametrize(("operation", "errno", "status"), [("exec", 2, "127"), ("exec", 13, "126"),
+@pytest.mark.parametrize(("operation", "code", "status"), [("exec", 2, "127"), ("exec", 13, "126"),
                                                             ("drop privileges", 2, "126"), ("enter", 3, "126")])
-def test_a_command_that_does_not_start(talk, operation, errno, status):
+def test_a_command_that_does_not_start(talk, operation, code, status):
     def answer(keeper, message, fds):
         assert len(fds) == 6
-        keeper.send({"event": "failed", "id": message["id"], "operation": operation, "errno": errno, "error": "no",
+        keeper.send({"event": "failed", "id": message["id"], "operation": operation, "errno": code, "error": "no",
                      "path": ""})
 
     with pytest.raises(ExecFailed) as failure:

@@ -6,11 +6,34 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Iterable
 from typing import NoReturn
 
+import prctl
+
 from vemgr.kernel import capabilities, namespaces, seccomp
+from vemgr.kernel.libc import SYS_close_range, syscall
 
 _OPEN_FILES = (1024, 524288)  # systemd's defaults: what programs inside a distribution are tested with
+
+
+def hide() -> None:
+    """Let nobody but the host's root trace us or see our descriptors. To be repeated after each change of ids and of
+    user namespace: the kernel then goes back to fs.suid_dumpable, which may be 1."""
+    prctl.set_dumpable(0)
+
+
+def close_all_but(keep: Iterable[int]) -> None:
+    """Close what was inherited of the keeper: other VEs' pidfds and consoles, the daemon's socket. 0, 1 and 2 become
+    what the keeper's 0 is, /dev/null. To be done before anything of the VE could reach us."""
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    first = 3
+    for fd in sorted(fd for fd in keep if fd > 2):
+        if fd > first:
+            syscall("close_range", SYS_close_range, first, fd - 1, 0)
+        first = fd + 1
+    namespaces.close_from(first)
 
 
 def drop_privileges(keep: tuple[str, ...], filter_: bytes) -> None:
@@ -49,16 +72,32 @@ def _dup_above(fd: int) -> int:
 
 
 def exec_program(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """execve(2) along PATH of `env`. Raises the most telling `OSError`: EACCES rather than a later ENOENT."""
+    """execve(2) along PATH of `env`. Raises the most telling `OSError`: EACCES rather than a later ENOENT.
+
+    Text is UTF-8 whatever the keeper's locale is, and surrogates are the bytes that they stand for (PEP 383).
+    """
     program = argv[0]
+    arguments = [_bytes(argument) for argument in argv]
+    variables = {_bytes(key): _bytes(value) for key, value in env.items()}
     if "/" in program:
-        os.execve(program, argv, env)
+        os.execve(_bytes(program), arguments, variables)
     failure: OSError = FileNotFoundError(2, os.strerror(2), program)
     for directory in env.get("PATH", "").split(":"):
         try:
-            os.execve(f"{directory}/{program}", argv, env)
+            os.execve(_bytes(f"{directory}/{program}"), arguments, variables)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             failure = error
     raise failure
+
+
+def check_environment(env: dict[str, str]) -> None:
+    """Raises `OSError` EINVAL for what cannot be the name of a variable."""
+    for key in env:
+        if not key or "=" in key or "\0" in key:
+            raise OSError(22, "not a name for a variable of the environment", repr(key))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -4,7 +4,8 @@
     keeper --clone3 into the cgroup--> entering process --setns, clone3(CLONE_PARENT)--> the command (child of keeper)
 
 The entering process is not dumpable and its memory belongs to the host's user namespace, so the VE's root can
-neither trace it nor read its descriptors while it is between the two worlds.
+neither trace it nor read its descriptors while it is between the two worlds. If he could, he would find none but the
+command's own and the channel: all others are closed before.
 """
 
 from __future__ import annotations
@@ -19,11 +20,9 @@ import termios
 from dataclasses import dataclass
 from typing import NoReturn
 
-import prctl
-
 from vemgr.core.plan import CAPABILITIES, ID_COUNT, PAYLOAD_ENVIRONMENT
 from vemgr.keeper import confine
-from vemgr.keeper.protocol import send
+from vemgr.keeper.protocol import channel_pair, failure, send
 from vemgr.keeper.setup import TIOCGPTPEER, TIOCSPTLCK
 from vemgr.keeper.spawn import forget_signals
 from vemgr.kernel import namespaces
@@ -58,39 +57,40 @@ class Account:
 
 
 def fork_command(command: Command, init_pidfd: int, cgroup_fd: int, filter_: bytes,
-                 stdio: list[int]) -> tuple[int, socket.socket]:
+                 stdio: list[int]) -> tuple[int, int, socket.socket]:
     """Fork the entering process. `stdio`: three descriptors, or with `tty` one socket that gets the terminal's
-    master. Returns its pid and the channel on which it reports `entered` with the command's pid, or `failed`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    master. Returns its pid and pidfd, and the channel on which it reports `entered` with pid and pidfd of the
+    command, or `failed`. Raises `OSError`."""
+    confine.check_environment(command.env)
+    ours, theirs = channel_pair()
     pid, pidfd = namespaces.clone3(0, cgroup_fd=cgroup_fd)
     if pid == 0:
-        ours.close()
         _enter(command, init_pidfd, filter_, stdio, theirs)
-    os.close(pidfd)
     theirs.close()
-    ours.setblocking(False)
-    return pid, ours
+    return pid, pidfd, ours
 
 
 def _enter(command: Command, init_pidfd: int, filter_: bytes, stdio: list[int], channel: socket.socket) -> NoReturn:
     try:
-        prctl.set_dumpable(0)
+        confine.hide()
         forget_signals()
+        confine.close_all_but({init_pidfd, channel.fileno(), *stdio})
         namespaces.setns(init_pidfd, _ALL_NAMESPACES)
-        pid, _ = namespaces.clone3(namespaces.CLONE_PARENT)
+        confine.hide()
+        os.close(init_pidfd)
+        pid, pidfd = namespaces.clone3(namespaces.CLONE_PARENT)
         if pid == 0:
             _become_command(command, filter_, stdio, channel)
-        send(channel, {"event": "entered", "pid": pid})
-    except OSError as error:
+        send(channel, {"event": "entered", "pid": pid}, [pidfd])
+    except Exception as error:  # whatever it is, somebody waits to be told
         _report(channel, "enter", error)
     finally:
         os._exit(0)
 
 
-def _report(channel: socket.socket, operation: str, error: OSError) -> None:
+def _report(channel: socket.socket, operation: str, error: Exception) -> None:
     with contextlib.suppress(OSError):
-        send(channel, {"event": "failed", "operation": operation, "errno": error.errno or 0,
-                       "error": error.strerror or str(error), "path": str(error.filename or "")})
+        send(channel, {"event": "failed", **failure(operation, error)})
 
 
 def _become_command(command: Command, filter_: bytes, stdio: list[int], channel: socket.socket) -> NoReturn:
@@ -102,6 +102,7 @@ def _become_command(command: Command, filter_: bytes, stdio: list[int], channel:
         # Until now we have the host root's ids, which do not exist in the VE: what we made would belong to nobody.
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+        confine.hide()
         account = find_account(command.user)
         if command.tty:
             operation = "open a terminal"
@@ -111,6 +112,7 @@ def _become_command(command: Command, filter_: bytes, stdio: list[int], channel:
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
+        confine.hide()
         confine.reset_process()
         env = _environment(command, account)
         operation = f"change to directory {command.cwd or account.home}"
@@ -120,7 +122,7 @@ def _become_command(command: Command, filter_: bytes, stdio: list[int], channel:
         channel = socket.socket(fileno=channel_fd)
         operation = "exec"
         confine.exec_program(list(command.argv) or [account.shell], env)
-    except OSError as error:
+    except Exception as error:
         _report(channel, operation, error)
     finally:
         os._exit(127)

@@ -20,9 +20,11 @@ import prctl
 
 from vemgr.core.plan import PAYLOAD_ENVIRONMENT, Plan
 from vemgr.keeper import confine
+from vemgr.keeper.protocol import failure
 from vemgr.kernel import namespaces
 
 GO = b"g"
+FAILURE_BOUND = 4096  # bytes; a pipe takes as many at once
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL to what is left when the built-in init ends the VE
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGPWR, signal.SIGRTMIN + 3)
 
@@ -31,15 +33,19 @@ def become_init(plan: Plan, filter_: bytes, go_fd: int, failure_fd: int) -> NoRe
     """Never returns. `go_fd` gives `GO` when the set-up is complete, anything else means give up. A failure is
     written as text to `failure_fd`, which exec closes: end of file without text is success."""
     try:
+        # Before the VE's user namespace owns us in full; the set-up process has closed all but its own descriptors.
+        confine.close_all_but({go_fd, failure_fd})
         if os.read(go_fd, 1) == GO:
             _enter_ve(plan, filter_)
             if plan.init:
                 confine.exec_program(list(plan.init), dict(PAYLOAD_ENVIRONMENT))
             namespaces.close_from(3)
             _reap_for_ever()
-    except OSError as error:
+    except Exception as error:  # whatever it is, the end of file alone would mean success
+        told = failure("", error)
         with contextlib.suppress(OSError):
-            os.write(failure_fd, f"{error.errno or 0} {error.strerror} {error.filename or ''}".encode())
+            text = f"{told['errno']} {told['error']} {told['path']}"
+            os.write(failure_fd, text.encode(errors="replace")[:FAILURE_BOUND])
     finally:
         os._exit(1)
 
@@ -54,6 +60,7 @@ def _enter_ve(plan: Plan, filter_: bytes) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    confine.hide()
     confine.drop_privileges(plan.capabilities, filter_)
     # After the change of ids, which clears it: the VE ends with its keeper instead of running unwatched.
     prctl.set_pdeathsig(signal.SIGKILL)
@@ -62,7 +69,7 @@ def _enter_ve(plan: Plan, filter_: bytes) -> None:
 
 
 def _reap_for_ever() -> NoReturn:
-    prctl.set_dumpable(0)
+    confine.hide()
     prctl.set_name("vemgr-init")
     prctl.set_proctitle("vemgr-init")
     watched = {signal.SIGCHLD, *_ENDING}

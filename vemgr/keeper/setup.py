@@ -22,6 +22,7 @@ from typing import Any
 
 from vemgr.core import plan as operations
 from vemgr.core.plan import TTY_GROUP, Plan
+from vemgr.keeper.protocol import failure
 from vemgr.kernel import mounts, namespaces, netlink
 from vemgr.kernel.openat2 import open_in_root
 
@@ -29,7 +30,6 @@ TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
 _MANAGED = "# written by vemgr at each start; remove this line to keep your own\n"
-_READ_BOUND = 65536
 
 
 class SetupError(Exception):
@@ -165,16 +165,17 @@ class Setup:
         if child == 0:
             try:
                 action()
-            except OSError as error:
-                os.write(writer, json.dumps([error.errno, error.strerror]).encode())
+            except Exception as error:
+                facts = failure("", error)
+                os.write(writer, json.dumps([facts["errno"], facts["error"]]).encode())
             finally:
                 os._exit(0)
         os.close(writer)
-        failure = os.read(reader, 4096)
+        told = os.read(reader, 4096)
         os.close(reader)
         os.waitpid(child, 0)
-        if failure:
-            raise OSError(*json.loads(failure))
+        if told:
+            raise OSError(*json.loads(told))
 
     def _directory(self, operation: operations.Directory) -> None:
         os.close(self._directory_fd(operation.path, operation.mode))

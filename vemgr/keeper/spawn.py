@@ -19,8 +19,9 @@ from typing import NoReturn
 import prctl
 
 from vemgr.core.plan import Plan
-from vemgr.keeper.init import GO, become_init
-from vemgr.keeper.protocol import receive, send
+from vemgr.keeper import confine
+from vemgr.keeper.init import FAILURE_BOUND, GO, become_init
+from vemgr.keeper.protocol import channel_pair, receive, send
 from vemgr.keeper.setup import Setup, SetupError
 from vemgr.kernel import namespaces
 
@@ -30,17 +31,14 @@ _INIT_NAMESPACES = (
 )
 
 
-def fork_setup(plan: Plan, cgroup_fd: int, filter_: bytes) -> tuple[int, socket.socket]:
-    """Fork the set-up process into the VE's cgroup; returns its pid and our end of the conversation."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def fork_setup(plan: Plan, cgroup_fd: int, filter_: bytes) -> tuple[int, int, socket.socket]:
+    """Fork the set-up process into the VE's cgroup; returns its pid, its pidfd and our end of the conversation."""
+    ours, theirs = channel_pair()
     pid, pidfd = namespaces.clone3(namespaces.CLONE_NEWNS, cgroup_fd=cgroup_fd)
     if pid == 0:
-        ours.close()
         _set_up(plan, filter_, theirs)
-    os.close(pidfd)
     theirs.close()
-    ours.setblocking(False)
-    return pid, ours
+    return pid, pidfd, ours
 
 
 def _set_up(plan: Plan, filter_: bytes, channel: socket.socket) -> NoReturn:
@@ -48,8 +46,10 @@ def _set_up(plan: Plan, filter_: bytes, channel: socket.socket) -> NoReturn:
     status = 1
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
-        prctl.set_dumpable(0)
+        confine.hide()
         forget_signals()
+        # Its child that mounts /proc is in the VE's pid namespace, and init, which is born of it, in all of them.
+        confine.close_all_but({channel.fileno()})
         _converse(plan, filter_, channel)
         status = 0
     except SetupError as error:
@@ -74,9 +74,6 @@ def _converse(plan: Plan, filter_: bytes, channel: socket.socket) -> None:
     namespaces.start_clocks_at_zero()
     pid, pidfd = namespaces.clone3(_INIT_NAMESPACES | namespaces.CLONE_PARENT)
     if pid == 0:
-        channel.close()
-        for fd in (go_writer, failure_reader):
-            os.close(fd)
         become_init(plan, filter_, go_reader, failure_writer)
     os.close(failure_writer)
     os.close(go_reader)
@@ -107,7 +104,7 @@ def _finish(plan: Plan, pid: int, pidfd: int, channel: socket.socket, go_writer:
 
 
 def _await_exec(failure_reader: int) -> None:
-    failure = os.read(failure_reader, 4096).decode()
+    failure = os.read(failure_reader, FAILURE_BOUND).decode(errors="replace")
     if failure:
         errno, _, text = failure.partition(" ")
-        raise SetupError("exec init", OSError(int(errno), text))
+        raise SetupError("exec init", OSError(int(errno), text.strip()))

@@ -8,15 +8,17 @@ import base64
 import contextlib
 import errno
 import itertools
+import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from vemgr.core.errors import ExecFailed, StartFailed, SystemFailure, Unreachable, VemgrError
+from vemgr.core.errors import BadValue, ExecFailed, StartFailed, SystemFailure, Unreachable, VemgrError
 from vemgr.core.plan import Plan
-from vemgr.keeper.protocol import receive, send
+from vemgr.runtime.link import Link
+
+log = logging.getLogger(__name__)
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
@@ -36,9 +38,20 @@ class Child:
         return Child(message["kind"], message["ve"], message["pid"], message["start_time"], message["status"])
 
 
+class KeeperIdentity(NamedTuple):
+    """Tells one keeper from the next: its pid alone may be given out again. `version`: of the protocol."""
+
+    pid: int
+    start_time: int
+    version: int
+
+
+Reply = tuple[dict[str, Any], list[int]]
+
+
 @dataclass
 class _Pending:
-    replies: asyncio.Queue[tuple[dict[str, Any], list[int]]] = field(default_factory=asyncio.Queue)
+    replies: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
 
 
 @dataclass(frozen=True)
@@ -57,89 +70,80 @@ class Birth:
 
 
 class Launcher:
-    """One connection to the keeper. `on_exit` is called for every child that ends, `on_lost` when the keeper does."""
+    """One connection to the keeper. `on_exit` is called for every child that ends, `on_lost` when the keeper does.
+
+    `keeper` is known after `children` has asked it.
+    """
 
     def __init__(self, path: str, on_exit: Callable[[Child], None], on_lost: Callable[[], None]) -> None:
-        self._path = path
+        self._link = Link(path, self._on_message, self._on_link_lost)
         self._on_exit = on_exit
         self._on_lost = on_lost
-        self._socket: socket.socket | None = None
         self._pending: dict[int, _Pending] = {}
         self._numbers = itertools.count(1)
+        self.keeper = KeeperIdentity(0, 0, 0)
 
     @property
     def connected(self) -> bool:
-        return self._socket is not None
+        return self._link.connected
 
     async def connect(self) -> None:
         """Raises `Unreachable` when no keeper listens. An earlier connection is given up: its keeper may have ended
         before it was asked anything, and its reader would spin on the hang-up."""
         self.close()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            connection.connect(self._path)
-        except OSError as error:
-            connection.close()
-            raise Unreachable(f"the keeper does not answer on {self._path}: {error.strerror}",
-                              remedy="systemctl start vemgr-keeper, or any vemgr command where there is no systemd",
-                              path=self._path) from error
-        connection.setblocking(False)
-        self._socket = connection
-        asyncio.get_running_loop().add_reader(connection, self._on_readable)
+        self._link.connect()
 
     def close(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
-        lost: tuple[dict[str, Any], list[int]] = ({"event": "lost"}, [])
+        self._link.close()
         for pending in self._pending.values():
-            pending.replies.put_nowait(lost)
+            pending.replies.put_nowait(({"event": "lost"}, []))
 
-    def _on_readable(self) -> None:
-        assert self._socket is not None
-        try:
-            message, fds = receive(self._socket)
-        except BlockingIOError:
-            return
-        except OSError:
-            message, fds = None, []
-        if message is None:
-            self.close()
-            self._on_lost()
-            return
-        if message["event"] == "exited":
+    def _on_link_lost(self) -> None:
+        self.close()
+        self._on_lost()
+
+    def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
+        event, number = message.get("event"), message.get("id", 0)
+        if event == "exited":
             self._on_exit(Child.of(message))
-            return
-        pending = self._pending.get(message["id"])
-        if pending is not None:
-            pending.replies.put_nowait((message, fds))
+        elif number in self._pending:
+            self._pending[number].replies.put_nowait((message, fds))
         else:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
+            if event not in ("started", "cloned"):  # of a request that was given up
+                log.warning("the keeper says, to no request: %s", {**message, "children": ...})
 
     def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
-        if self._socket is None:
-            raise Unreachable("the keeper is not running", remedy="systemctl start vemgr-keeper")
-        try:
-            send(self._socket, message, fds)
-        except OSError as error:
-            raise Unreachable(f"the keeper does not take requests: {error.strerror}") from error
+        self._link.send(message, fds or [])
 
     @contextlib.contextmanager
-    def _request(self) -> Iterator[tuple[int, asyncio.Queue[tuple[dict[str, Any], list[int]]]]]:
+    def _request(self) -> Iterator[tuple[int, asyncio.Queue[Reply]]]:
         number = next(self._numbers)
         pending = self._pending[number] = _Pending()
         try:
             yield number, pending.replies
         finally:
             del self._pending[number]
+            while not pending.replies.empty():
+                _close(pending.replies.get_nowait()[1])
 
-    async def _answer(self, replies: asyncio.Queue[tuple[dict[str, Any], list[int]]]) -> tuple[dict[str, Any], Any]:
+    async def _answer(self, replies: asyncio.Queue[Reply]) -> Reply:
+        """Raises `Unreachable`, and `SystemFailure` for an answer that could not be received."""
         message, fds = await replies.get()
-        if message["event"] == "lost":
+        if message.get("event") == "lost":
             raise Unreachable("the keeper ended while it was at work")
+        if message.get("damaged") == errno.EMFILE:
+            raise SystemFailure("the daemon has no descriptor left", remedy="raise LimitNOFILE of vemgr.service")
+        if message.get("damaged"):
+            raise SystemFailure(f"the keeper's answer cannot be received: {os.strerror(message['damaged'])}",
+                                errno=message["damaged"])
         return message, fds
+
+    async def _ask(self, call: str, **values: Any) -> dict[str, Any]:
+        """A request with one answer that no failure is expected of."""
+        with self._request() as (number, replies):
+            self._send({"id": number, "call": call, **values})
+            return _succeeded((await self._answer(replies))[0])
 
     async def start(self, plan: Plan, cgroup_fd: int, filter_fd: int,
                     configure: Callable[[Birth], Any]) -> Child:
@@ -147,32 +151,35 @@ class Launcher:
         then the rest. Raises `StartFailed` naming the operation of the plan, or what `configure` raises."""
         with self._request() as (number, replies):
             self._send({"id": number, "call": "start", "plan": plan.to_json()}, [cgroup_fd, filter_fd])
-            message, fds = await self._answer(replies)
-            if message["event"] == "failed":
-                raise _start_failure(plan.name, message)
-            if message.get("truncated"):
-                self._send({"id": next(self._numbers), "call": "abort", "start": number})
-                raise SystemFailure(f"VE {plan.name} cannot start: the daemon has no descriptor left",
-                                    remedy="raise LimitNOFILE of vemgr.service", ve=plan.name)
-            birth = Birth(number, message["pid"], message["start_time"], *fds)
             try:
-                messages = await configure(birth)
+                message, fds = await self._answer(replies)
+                if message["event"] == "failed":
+                    raise _start_failure(plan.name, message)
+                birth = Birth(number, message["pid"], message["start_time"], *fds)
+                try:
+                    messages = await configure(birth)
+                finally:
+                    birth.close()
                 self._send({"id": next(self._numbers), "call": "go", "start": number,
                             "messages": [base64.b64encode(m).decode() for m in messages]})
                 message, _ = await self._answer(replies)
             except BaseException:
-                with contextlib.suppress(Unreachable):
+                with contextlib.suppress(VemgrError):
                     self._send({"id": next(self._numbers), "call": "abort", "start": number})
                 raise
-            finally:
-                birth.close()
             if message["event"] == "failed":
                 raise _start_failure(plan.name, message)
             return Child("init", plan.name, birth.pid, birth.start_time, None)
 
     async def exec(self, ve: str, command: dict[str, Any], cgroup_fd: int, filter_fd: int, status_fd: int,
                    stdio: list[int]) -> int:
-        """Run a command in a VE; returns its pid. Its wait status is written to `status_fd` as a native int."""
+        """Run a command in a VE; returns its pid. Its wait status is written to `status_fd` as a native int.
+
+        Raises `BadValue`, `ExecFailed`, `Unreachable`.
+        """
+        for key in command["env"]:
+            if not key or "=" in key:
+                raise BadValue("env", key, "not a name for a variable")
         with self._request() as (number, replies):
             self._send({"id": number, "call": "exec", "ve": ve, **command}, [cgroup_fd, filter_fd, status_fd, *stdio])
             message, _ = await self._answer(replies)
@@ -186,29 +193,37 @@ class Launcher:
         with self._request() as (number, replies):
             self._send({"id": number, "call": "list"})
             while True:
-                message, _ = await self._answer(replies)
+                message = _succeeded((await self._answer(replies))[0])
                 if message["event"] == "listed":
-                    return message["pid"], children
+                    self.keeper = KeeperIdentity(message["pid"], message.get("start_time", 0),
+                                                 message.get("version", 1))
+                    return self.keeper.pid, children
                 children += [Child.of(child) for child in message["children"]]
 
     def taken(self, child: Child) -> None:
         """Tell the keeper that it may forget an ended child."""
-        with contextlib.suppress(Unreachable):
-            self._send({"id": next(self._numbers), "call": "taken", "pid": child.pid})
+        with contextlib.suppress(VemgrError):
+            self._send({"id": next(self._numbers), "call": "taken", "pid": child.pid,
+                        "start_time": child.start_time})
 
-    async def console(self, init: int) -> str:
+    async def console(self, init: int, start_time: int = 0) -> str:
         """The last 8 KiB of what a VE's init, named by its pid, printed on its console."""
-        with self._request() as (number, replies):
-            self._send({"id": number, "call": "console", "pid": init})
-            message, _ = await self._answer(replies)
-            return str(message["text"])
+        return str((await self._ask("console", pid=init, start_time=start_time))["text"])
 
     async def shutdown(self) -> bool:
         """End the keeper; False when something still runs under it."""
-        with self._request() as (number, replies):
-            self._send({"id": number, "call": "shutdown"})
-            message, _ = await self._answer(replies)
-            return bool(message["ending"])
+        return bool((await self._ask("shutdown"))["ending"])
+
+
+def _succeeded(message: dict[str, Any]) -> dict[str, Any]:
+    if message["event"] == "failed":
+        raise SystemFailure(f"the keeper cannot {message['operation']}: {message['error']}", errno=message["errno"])
+    return message
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _start_failure(ve: str, message: dict[str, Any]) -> VemgrError:

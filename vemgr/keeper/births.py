@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starts and execs in progress: the keeper's conversation with the process that carries one out.
+
+Each has a bounded time. A VE's root can hold up a command on its way in (SIGSTOP, a frozen cgroup), so an exec that has
+not begun after `EXEC_BOUND` seconds is killed and has failed. A start may take as long as the daemon needs for its
+network; the part before and the part after, which are ours, have `SETUP_BOUND` seconds each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vemgr.keeper.children import Child, Children, Process
+from vemgr.keeper.connection import Connection
+from vemgr.keeper.loop import Loop, Timer
+from vemgr.keeper.protocol import check_complete, failure, receive, send
+
+EXEC_BOUND = 30.0  # seconds
+SETUP_BOUND = 60.0
+_END_BOUND = 5.0  # for the end of a killed process to come; one in an uninterruptible wait may take for ever
+
+
+class Birth:
+    """`kind`: "init", or a command's. `asker` gets the answers, by the number `id` of its request."""
+
+    def __init__(self, asker: Connection, id_: int, kind: str, ve: str, helper: Process,
+                 channel: socket.socket) -> None:
+        self.asker = asker
+        self.id = id_
+        self.kind = kind
+        self.ve = ve
+        self.helper = helper
+        self.channel = channel
+        self.status_fd = -1
+        self.child: Child | None = None
+        self.failure: dict[str, Any] | None = None
+        self.started = False
+        self.going = False
+        self.ending = False  # the conversation is over, the status of `helper` is still to come
+        self.timer: Timer | None = None
+
+    @property
+    def well(self) -> bool:
+        """A command needs no word that it has started: exec closes the conversation."""
+        return self.failure is None and self.child is not None and (self.started or self.kind != "init")
+
+    def tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        self.asker.tell({**message, "id": self.id}, fds)
+
+
+class Births:
+    """`keep_console` takes over the descriptors of a console."""
+
+    def __init__(self, loop: Loop, children: Children, keep_console: Callable[[Child, int, int], None],
+                 on_failure: Callable[[Child], None]) -> None:
+        self._loop = loop
+        self._children = children
+        self._keep_console = keep_console
+        self._on_failure = on_failure
+        # An id is unique within a connection only: each daemon begins to count at 1.
+        self._births: dict[tuple[Connection, int], Birth] = {}
+
+    def __len__(self) -> int:
+        return len(self._births)
+
+    def begin(self, birth: Birth) -> None:
+        self._births[birth.asker, birth.id] = birth
+        self._children.watch(birth.helper, lambda: self._helper_ended(birth))
+        self._loop.watch(birth.channel, lambda: self._read(birth))
+        self._bound(birth, SETUP_BOUND if birth.kind == "init" else EXEC_BOUND)
+
+    def give_up(self, asker: Connection) -> None:
+        """`asker` is gone: starts that wait for its network come to nothing, all else goes on."""
+        for birth in list(self._births.values()):
+            if birth.asker is asker and birth.kind == "init" and not birth.going:
+                self._finish(birth)
+
+    def abort(self, asker: Connection, id_: int) -> None:
+        birth = self._births.get((asker, id_))
+        if birth is not None:
+            birth.failure = failure("set up", InterruptedError(4, "it was given up"))
+            self._finish(birth)
+
+    def go(self, asker: Connection, id_: int, messages: list[str]) -> None:
+        """The network is there, set up the rest."""
+        birth = self._births.get((asker, id_))
+        if birth is None:
+            return  # it has failed meanwhile, and the daemon is being told
+        birth.going = True
+        self._bound(birth, SETUP_BOUND)
+        try:
+            send(birth.channel, {"messages": messages})
+        except OSError as error:
+            birth.failure = failure("set up", error)
+            self._finish(birth)
+
+    def _bound(self, birth: Birth, seconds: float) -> None:
+        self._unbound(birth)
+        birth.timer = self._loop.later(seconds, lambda: self._late(birth, seconds))
+
+    def _unbound(self, birth: Birth) -> None:
+        if birth.timer is not None:
+            birth.timer.cancel()
+            birth.timer = None
+
+    def _late(self, birth: Birth, seconds: float) -> None:
+        late = TimeoutError(110, f"it has not begun within {seconds:.0f} s, and was killed")
+        birth.failure = birth.failure or failure("set up", late)
+        self._finish(birth)
+
+    def _read(self, birth: Birth) -> None:
+        try:
+            message, fds = receive(birth.channel)
+        except BlockingIOError:
+            return
+        except OSError:
+            message, fds = None, []
+        if message is None:
+            self._conversation_ended(birth)
+            return
+        try:
+            check_complete(message)
+            self._on_event(birth, message, fds)
+        except Exception as error:  # out of descriptors, most likely; the daemon waits for an answer
+            birth.failure = failure("set up", error)
+            self._finish(birth)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _on_event(self, birth: Birth, message: dict[str, Any], fds: list[int]) -> None:
+        event = message["event"]
+        if event in ("cloned", "entered"):
+            self._adopt(birth, message["pid"], fds)
+        elif event == "console" and birth.child is not None:
+            master, slave = fds
+            fds.clear()
+            self._keep_console(birth.child, master, slave)
+        elif event == "started":
+            birth.started = True
+        else:
+            birth.failure = {key: message[key] for key in ("operation", "errno", "error", "path")}
+
+    def _adopt(self, birth: Birth, pid: int, fds: list[int]) -> None:
+        if birth.child is not None:
+            raise ValueError("a second process for one birth")
+        child = birth.child = self._children.adopt(birth.kind, birth.ve, pid, fds[0])
+        child.status_fd, birth.status_fd = birth.status_fd, -1
+        if birth.kind == "init":
+            self._unbound(birth)
+            birth.tell({"event": "cloned", "pid": pid, "start_time": child.started}, fds)
+
+    def _conversation_ended(self, birth: Birth) -> None:
+        if birth.well or birth.failure is not None or birth.helper.status is not None:
+            self._finish(birth)
+            return
+        # It could not say why. Its status will: its descriptors are closed before it can be reaped.
+        birth.ending = True
+        self._loop.unwatch(birth.channel)
+        birth.helper.kill()
+        self._unbound(birth)
+        birth.timer = self._loop.later(_END_BOUND, lambda: self._finish(birth))
+
+    def _helper_ended(self, birth: Birth) -> None:
+        if birth.ending:
+            self._finish(birth)
+
+    def _finish(self, birth: Birth) -> None:
+        """It is over: tell the daemon how it went, and kill what came to nothing."""
+        if self._births.pop((birth.asker, birth.id), None) is None:
+            return
+        self._unbound(birth)
+        if not birth.ending:
+            self._loop.unwatch(birth.channel)
+        birth.channel.close()
+        if birth.status_fd >= 0:
+            os.close(birth.status_fd)
+        child = birth.child
+        if child is not None and birth.well:
+            birth.tell({"event": "started", "pid": child.pid, "start_time": child.started})
+            self._children.settle(child)
+        else:
+            birth.helper.kill()
+            if child is not None:
+                self._children.discard(child)
+                self._on_failure(child)
+            birth.tell({**(birth.failure or _silence(birth.helper.status)), "event": "failed"})
+        if not self._births:
+            with contextlib.suppress(OSError):
+                self._children.reap_strays()
+
+
+def _silence(status: int | None) -> dict[str, Any]:
+    """The failure of a process that could not report one itself."""
+    if status is None:
+        return failure("set up", TimeoutError(110, "the set-up process was killed but does not end"))
+    code = os.waitstatus_to_exitcode(status)
+    why = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    hint = "; it counts against the VE's memory limit, which may be too small" if code == -9 else ""
+    return failure("set up", OSError(0, f"the set-up process {why}{hint}"))
