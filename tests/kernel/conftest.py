@@ -190,6 +190,10 @@ class Instance:
 
     def traces(self):
         """All that starting and stopping VEs could leave behind on this host."""
+        # The kernel takes the link of a stopped VE down in its own time; a picture taken before shows it as ours.
+        wanted = [ve for ve in self.json("list") if ve["state"] != "stopped" and ve["address"]]
+        eventually(lambda: len([link for link in self.links() if link.startswith("ve")]) == len(wanted),
+                   lambda: f"links {self.links()} of {wanted}", timeout=30.0)
         with open("/proc/self/mountinfo") as file:
             mounts = sorted(line.split(" - ")[0].split(maxsplit=2)[2] for line in file)
         return {
