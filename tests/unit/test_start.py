@@ -119,7 +119,8 @@ def world(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stopping, "kill_all", kill_all)
     yield found
-    found.parts.slow.shutdown()
+    found.parts.imports.shutdown()
+    found.parts.purges.shutdown()
     for fd in found.fds:
         with pytest.raises(OSError):
             os.fstat(fd)  # closed on every path

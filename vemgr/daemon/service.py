@@ -113,7 +113,7 @@ class DaemonService:
         try:
             with os.fdopen(os.dup(archive), "rb") as stream:
                 template = await asyncio.get_running_loop().run_in_executor(
-                    self._parts.slow,
+                    self._parts.imports,
                     lambda: self._parts.templates.import_archive(name, stream, description=description))
         finally:
             del self._template_verbs[name]

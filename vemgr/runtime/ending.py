@@ -94,7 +94,7 @@ class Ender:
 
     async def purge(self, gone: str) -> None:
         """Delete the data of a removed VE: minutes, when it held a million files."""
-        await asyncio.get_running_loop().run_in_executor(self._parts.slow, self._parts.store.purge, gone)
+        await asyncio.get_running_loop().run_in_executor(self._parts.purges, self._parts.store.purge, gone)
 
     # what the keeper reports
 

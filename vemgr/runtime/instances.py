@@ -36,8 +36,10 @@ class Parts:
     devices: DevicePolicy
     networking: Networking
     filter_fd: int
-    # For what may take minutes, apart from the threads of everyday work: unpacking and deleting trees.
-    slow: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "slow"))
+    # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
+    # ever for a client that writes nothing, and no destroy may wait for it.
+    imports: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "import"))
+    purges: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "purge"))
 
 
 @dataclass

@@ -131,7 +131,7 @@ class Limits:
             swap = 0 if settings.memory is not None else None
         if group.has("memory.swap.max"):
             group.memory_swap_max = swap
-        elif swap:
+        elif settings.swap not in (None, AUTOMATIC):
             raise NotEnforceable("swap", "the kernel does not account swap (memory.swap.max is missing)",
                                  "boot with swapaccount=1")
 
