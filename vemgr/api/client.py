@@ -61,7 +61,8 @@ class Client:
             if fds:
                 sent = socket.send_fds(self._socket, [message], fds)
                 message = message[sent:]
-            self._socket.sendall(message)
+            if message:  # sending nothing to a daemon that has answered and gone would fail
+                self._socket.sendall(message)
             data, received = self._receive()
         except OSError as error:
             raise Unreachable(f"the connection to the daemon was lost: {error.strerror}",
