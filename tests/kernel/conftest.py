@@ -194,6 +194,7 @@ class Instance:
         wanted = [ve for ve in self.json("list") if ve["state"] != "stopped" and ve["address"]]
         eventually(lambda: len([link for link in self.links() if link.startswith("ve")]) == len(wanted),
                    lambda: f"links {self.links()} of {wanted}", timeout=30.0)
+        self._await_closed_connection()
         with open("/proc/self/mountinfo") as file:
             mounts = sorted(line.split(" - ")[0].split(maxsplit=2)[2] for line in file)
         return {
@@ -201,6 +202,17 @@ class Instance:
             "cgroups": self.cgroups(), "links": self.links(), "rules": self.ruleset(), "files": self.files(),
             "daemon": self.descriptors(self.daemon_pid()), "keeper": self.descriptors(self.keeper_pid()),
         }
+
+    def _await_closed_connection(self):
+        """The daemon closes its end of the question above a moment after we have the answer."""
+        seen = []
+
+        def same_twice():
+            seen.append(self.descriptors(self.daemon_pid()))
+            time.sleep(0.05)
+            return seen[-1] == self.descriptors(self.daemon_pid()) and len(seen) > 1 and seen[-1] == seen[-2]
+
+        eventually(same_twice, "the daemon's descriptors keep changing")
 
     def assert_traces(self, before):
         """Nothing but what was there `before`."""
