@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
 
 from vemgr.core.addresses import Pool, choose_subnet
 from vemgr.core.host import HostConfig
@@ -124,10 +123,6 @@ class Networking:
         for link in stale:
             await self._bridge.detach(link)
         return stale
-
-    def check_address(self, address: str, taken: Mapping[str, str]) -> str:
-        assert self.pool is not None
-        return self.pool.check(address, taken)
 
     def resolv_conf(self) -> str:
         return self._resolver()[0]
