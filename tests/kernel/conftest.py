@@ -6,11 +6,14 @@ The namespace is entered with nsenter and not with `ip netns exec`, which mounts
 """
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
+import pty
 import re
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -18,6 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -240,6 +244,56 @@ class Instance:
             subprocess.run(["ip", "netns", "del", self.netns], check=True, timeout=20)
 
 
+class Terminal:
+    """A person at a terminal of `columns` x `rows` who runs a command of vemgr on it."""
+
+    def __init__(self, vemgr, *arguments, rows=30, columns=100, command=None):
+        self.master, slave = pty.openpty()
+        self.resize(rows, columns)
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.text = ""
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *(command or vemgr.command(*arguments))], env=vemgr.environment(TERM="vt100"),
+            stdin=slave, stdout=slave, stderr=slave)
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def read(self, timeout):
+        ready, _, _ = select.select([self.master], [], [], timeout)
+        if ready:
+            self.text += os.read(self.master, 65536).decode(errors="replace").replace("\r\n", "\n")
+        return bool(ready)
+
+    def expect(self, text, timeout=20):
+        """Wait until `text` has appeared and forget what came before; returns that."""
+        deadline = time.monotonic() + timeout
+        while text not in self.text:
+            assert self.read(deadline - time.monotonic()) or time.monotonic() < deadline, (text, self.text[-2000:])
+        before, _, self.text = self.text.partition(text)
+        return before
+
+    def wait(self, timeout=20):
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text[-2000:]
+            self.read(0.05)
+        while self.read(0.05):
+            pass
+        return self.process.returncode
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
 def _probe():
     """Why this host cannot run VEs at all, or "": the capability, not the user id."""
     try:
@@ -313,3 +367,10 @@ def fresh(vemgr):
     left = [ve["name"] for ve in vemgr.json("list") if ve["name"] not in before]
     if left:
         vemgr("destroy", "--force", *left)
+
+
+@pytest.fixture
+def terminal(vemgr):
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(
+            contextlib.closing(Terminal(vemgr, *arguments, **options)))

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from vemgr.keeper import births, server
+from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.protocol import VERSION, channel_pair, receive, send
 from vemgr.keeper.server import Keeper
@@ -43,7 +44,7 @@ class World:
         listener.bind(self.path)
         listener.listen()
         self._listener = listener
-        self.keeper = Keeper(listener, self.loop)
+        self.keeper = Keeper(listener, self.loop, ConsoleLogs(str(base / "log")))
         self.pids = []
         self.channels = []  # the ends of the set-up processes
         self.helper_life = sleep
@@ -164,7 +165,7 @@ def test_a_long_list_waits_for_its_reader(world):
 
 @pytest.mark.parametrize("data", [
     b'{"id": 5, "call": "nonsense"}', b'{"id": 5, "call": "exec", "ve": "web1"}', b'{"id": 5, "call": "start"}',
-    b'{"id": 5, "call": "console"}', b'{"id": 5}', b'{"id": 5, "call": ["list"]}', b'{"id": 5, "call',
+    b'{"id": 5, "call": "attach"}', b'{"id": 5}', b'{"id": 5, "call": ["list"]}', b'{"id": 5, "call',
     b'{"id": 5, "call": "go", "start": {}, "messages": 7}',
 ])
 def test_every_request_is_answered(world, data):

@@ -26,6 +26,7 @@ from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
+from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.store import Store
 
@@ -68,7 +69,7 @@ class World:
                 choose=self.choose, prepare=self.later("networking.prepare"), resolv_conf=lambda: "",
                 connect=self.later("networking.connect", [b"message"]),
                 disconnect=self.later("networking.disconnect")),
-            filter_fd=-1)
+            logs=Logs(f"{directory}/run"), filter_fd=-1)
 
     def step(self, name):
         self.done.append(name)

@@ -91,6 +91,8 @@ class Service(Protocol):
     async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]: ...
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]: ...
+    async def attach(self, name: str, read_only: bool, force: bool, stream: int) -> str: ...
+    def open_log(self, name: str) -> int: ...
     async def templates(self) -> list[dict[str, Any]]: ...
     async def template(self, name: str) -> dict[str, Any]: ...
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]: ...
@@ -199,6 +201,23 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         chosen, pid, status = await self._service.run(name, template, settings, command,
                                                       [fd.fileno() for fd in stdio])
         return {"name": chosen, "pid": pid, "status": FileDescriptor(status, should_close=True)}
+
+    @varlinkmethod(return_parameter="state")
+    async def Attach(self, *, name: str, stream: FileDescriptor, readOnly: bool | None = None,  # noqa: N803
+                     force: bool | None = None) -> str:
+        """Connect `stream`, one end of a SOCK_SEQPACKET socket pair, to the console of a VE, also before it runs, until
+        the other end is closed. Returns the VE's state. The first byte of a message is its kind. To the VE: "d" and
+        what is typed, at most 3,500 bytes; "w" and a struct winsize. From it: "r", it runs, and its latest output
+        follows; "d" and output; "e" and the wait status of its init as a native int, it has ended; "l" and the number
+        of bytes that were left out as they were not read in time; "x" and why the stream ends. One client at a time
+        may type; with force it takes the place of another."""
+        return await self._service.attach(name, bool(readOnly), bool(force), stream.fileno())
+
+    @varlinkmethod(return_parameter="directory")
+    def OpenLog(self, *, name: str) -> FileDescriptor:
+        """The directory with the console's log, bytes as they were printed: console.old.log and, going on where that
+        ends, console.log. When this is full it becomes the old one."""
+        return FileDescriptor(self._service.open_log(name), should_close=True)
 
     @varlinkmethod(return_parameter="templates")
     async def ListTemplates(self) -> list[TemplateInfo]:

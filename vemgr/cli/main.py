@@ -14,13 +14,15 @@ import click
 import vemgr
 from vemgr.api import location
 from vemgr.api.client import Client, exit_code_of
-from vemgr.cli import connection, ending, execute, tables
+from vemgr.cli import connection, console, ending, execute, keys, logs, tables
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
 
 _DEFAULT_CONFIG = location.DEFAULT_PATH
 names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+detach_keys_option = click.option("--detach-keys", default=keys.DEFAULT, envvar="VEMGR_DETACH_KEYS", metavar="KEYS",
+                                  show_default=True, help="What to type to leave a console.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -101,9 +103,17 @@ def _nothing(_reply: dict[str, Any]) -> None:
 @cli.command()
 @names_argument
 @click.option("--dry-run", is_flag=True, help="Print what would be done, step by step.")
+@click.option("--console", "attach", is_flag=True, help="Attach to the console before it starts; for one VE.")
+@detach_keys_option
 @click.pass_context
-def start(context: click.Context, names: tuple[str, ...], dry_run: bool) -> None:
+def start(context: click.Context, names: tuple[str, ...], dry_run: bool, attach: bool, detach_keys: str) -> None:
     """Start VEs."""
+    if attach:
+        if len(names) != 1 or dry_run:
+            raise click.UsageError("--console is for the start of one VE")
+        starter = client(context)
+        sys.exit(console.console(client(context), names[0], read_only=False, force=False, keys=detach_keys,
+                                 start=lambda: starter.call("Start", {"name": names[0]})))
     if dry_run:
         for_each(context, names, lambda c, name: "\n".join(c.call("Plan", {"name": name})["steps"]))
     else:
@@ -290,6 +300,29 @@ def enter(context: click.Context, name: str, user: str) -> NoReturn:
     command = execute.command_of([], [], "", user, sys.stdin.isatty())
     connected = client(context)
     sys.exit(_execute(lambda parameters, fds: connected.call("Exec", {"name": name, **parameters}, fds), command))
+
+
+@cli.command("console")
+@click.argument("name")
+@click.option("--read-only", is_flag=True, help="Look on; others may, too.")
+@click.option("--force", is_flag=True, help="Send away who is attached and types.")
+@detach_keys_option
+@click.pass_context
+def console_(context: click.Context, name: str, read_only: bool, force: bool, detach_keys: str) -> NoReturn:
+    """Attach to a VE's console, now or when it starts."""
+    sys.exit(console.console(client(context), name, read_only=read_only, force=force, keys=detach_keys))
+
+
+@cli.command("logs")
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on as more is printed, until the VE is destroyed.")
+@click.option("-n", "--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.option("--raw", is_flag=True, help="As it was printed, with escape sequences.")
+@click.pass_context
+def logs_(context: click.Context, name: str, follow: bool, tail: int | None, raw: bool) -> None:
+    """What a VE has printed on its console."""
+    (directory,) = client(context).call("OpenLog", {"name": name})["descriptors"]
+    logs.show(directory, tail=tail, follow=follow, raw=raw)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -103,6 +103,19 @@ class Locked(RefusedError):
         super().__init__(f"{what} is busy: '{verb}' is in progress", remedy="try again when it has ended", verb=verb)
 
 
+class ConsoleInUse(RefusedError):
+    """Another client types on the VE's console, or too many are attached to it."""
+
+    exit_code = 9
+
+    def __init__(self, name: str, why: str) -> None:
+        if why == "writer":
+            super().__init__(f"the console of VE {name} is in use by another client",
+                             remedy="--force takes it over, --read-only looks on", ve=name)
+        else:
+            super().__init__(f"too many clients are attached to the console of VE {name}", ve=name)
+
+
 class NoTemplate(RefusedError):
     """A VE was to be created without naming a template."""
 

@@ -32,6 +32,7 @@ from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
+from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
 from vemgr.runtime.reconcile import (
@@ -231,7 +232,7 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         limits=Limits(tree, data), devices=DevicePolicy(), networking=Networking(config),
-        filter_fd=_filter(config.run_dir),
+        logs=Logs(config.run_dir), filter_fd=_filter(config.run_dir),
     )
 
 

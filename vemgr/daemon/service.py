@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -76,6 +77,15 @@ class DaemonService:
         finally:
             os.close(writer)
         return pid, reader
+
+    async def attach(self, name: str, read_only: bool, force: bool, stream: int) -> str:
+        kind = _socket_type(stream)
+        if kind != socket.SOCK_SEQPACKET:
+            raise BadValue("stream", kind, "not a socket of type SOCK_SEQPACKET")
+        return await self._manager.attach(name, stream, writes=not read_only, force=force)
+
+    def open_log(self, name: str) -> int:
+        return self._manager.open_log(name)
 
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]:
@@ -164,6 +174,16 @@ def _seconds(timeout: int | None) -> float | None:
     if not 0 <= timeout <= 3600:
         raise BadValue("timeout", timeout, "not a number of seconds from 0 to 3600")
     return float(timeout)
+
+
+def _socket_type(fd: int) -> int:
+    """0 for what is no local socket."""
+    with socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_SEQPACKET) as copy:
+        try:
+            domain = copy.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+            return copy.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) if domain == socket.AF_UNIX else 0
+        except OSError:
+            return 0
 
 
 def _check_command(command: Command, stdio: list[int]) -> None:

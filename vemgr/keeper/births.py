@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,14 +54,14 @@ class Birth:
 
 
 class Births:
-    """`keep_console` takes over the descriptors of a console."""
+    """`keep_console` takes over the descriptors of a VE's console, `end_console` gets the wait status of a failure."""
 
-    def __init__(self, loop: Loop, children: Children, keep_console: Callable[[Child, int, int], None],
-                 on_failure: Callable[[Child], None]) -> None:
+    def __init__(self, loop: Loop, children: Children, keep_console: Callable[[str, int, int], None],
+                 end_console: Callable[[str, int], None]) -> None:
         self._loop = loop
         self._children = children
         self._keep_console = keep_console
-        self._on_failure = on_failure
+        self._end_console = end_console
         # An id is unique within a connection only: each daemon begins to count at 1.
         self._births: dict[tuple[Connection, int], Birth] = {}
 
@@ -139,7 +140,7 @@ class Births:
         elif event == "console" and birth.child is not None:
             master, slave = fds
             fds.clear()
-            self._keep_console(birth.child, master, slave)
+            self._keep_console(birth.ve, master, slave)
         elif event == "started":
             birth.started = True
         else:
@@ -187,7 +188,8 @@ class Births:
             birth.helper.kill()
             if child is not None:
                 self._children.discard(child)
-                self._on_failure(child)
+                if child.kind == "init":
+                    self._end_console(child.ve, signal.SIGKILL)
             birth.tell({**(birth.failure or _silence(birth.helper.status)), "event": "failed"})
         if not self._births:
             with contextlib.suppress(OSError):

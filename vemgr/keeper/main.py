@@ -17,6 +17,8 @@ import socket
 
 import prctl
 
+from vemgr.core.console import log_directory
+from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.inherited import reset_inherited
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.server import Keeper
@@ -34,7 +36,7 @@ def main() -> None:
     os.makedirs(f"{options.run_dir}/stage", mode=0o700, exist_ok=True)
     prctl.set_name("vemgr-keeper")
     loop = Loop()
-    keeper = Keeper(listener, loop)
+    keeper = Keeper(listener, loop, ConsoleLogs(log_directory(options.run_dir)))
     _watch_signals(loop, keeper)
     notify_ready()
     gc.freeze()  # children share our pages until a collector run would touch them all

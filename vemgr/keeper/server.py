@@ -15,7 +15,8 @@ from vemgr.core.plan import Plan
 from vemgr.keeper.births import Birth, Births
 from vemgr.keeper.children import Child, Children, Process
 from vemgr.keeper.connection import Connection
-from vemgr.keeper.console import ConsoleTail
+from vemgr.keeper.console import Consoles
+from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.enter import Command, fork_command
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.protocol import VERSION, check_complete, failure
@@ -31,13 +32,13 @@ _FAREWELL = 2.0  # seconds for the daemon to read that we end
 class Keeper:
     """Serves one daemon: whoever asked last. Others that connect only want to know whether we live."""
 
-    def __init__(self, listener: socket.socket, loop: Loop) -> None:
+    def __init__(self, listener: socket.socket, loop: Loop, logs: ConsoleLogs) -> None:
         self._loop = loop
         self._listener = listener
         self._daemon: Connection | None = None
         self._children = Children(loop, self._report)
-        self._births = Births(loop, self._children, self._keep_console, self._close_console)
-        self._consoles: dict[Child, ConsoleTail] = {}
+        self._consoles = Consoles(loop, logs)
+        self._births = Births(loop, self._children, self._consoles.begin, self._consoles.end)
         self._started = start_time(os.getpid())
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         listener.setblocking(False)
@@ -118,13 +119,23 @@ class Keeper:
 
     def _taken(self, _asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
         child = self._children.find(message["pid"], message.get("start_time"))
-        if child is not None and self._children.take(child):
-            self._close_console(child)
+        if child is not None:
+            self._children.take(child)
 
-    def _console(self, asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
-        child = self._children.find(message["pid"], message.get("start_time"))
-        tail = self._consoles.get(child) if child is not None else None
-        asker.tell({"event": "console", "id": message["id"], "text": tail.text() if tail else ""})
+    def _attach(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
+        channel = socket.fromfd(fds[0], socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            _check_kind(channel)
+            refusal = self._consoles.attach(message["ve"], channel, writes=message["writes"], force=message["force"])
+        except BaseException:
+            channel.close()
+            raise
+        if refusal:
+            channel.close()
+        asker.tell({"event": "attached", "id": message["id"], "refusal": refusal})
+
+    def _forget(self, _asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
+        self._consoles.forget(message["ve"])
 
     def _shutdown(self, asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
         """End the keeper, unless something still lives in it."""
@@ -135,26 +146,25 @@ class Keeper:
 
     def _report(self, child: Child) -> None:
         """Tell the daemon and who waits for a command how a child has ended."""
+        if child.kind == "init":
+            self._consoles.end(child.ve, child.status or 0)
         if child.status_fd >= 0:
             with contextlib.suppress(OSError):
                 os.write(child.status_fd, struct.pack("=i", child.status))
             child.close_status()
         self._tell({"event": "exited", **child.describe()})
 
-    def _keep_console(self, init: Child, master: int, slave: int) -> None:
-        self._close_console(init)
-        self._consoles[init] = ConsoleTail(self._loop, master, slave)
-
-    def _close_console(self, init: Child) -> None:
-        tail = self._consoles.pop(init, None)
-        if tail is not None:
-            tail.close()
-
 
 _REQUESTS: dict[str, Callable[[Keeper, Connection, dict[str, Any], list[int]], None]] = {
     "start": Keeper._start, "go": Keeper._go, "abort": Keeper._abort, "exec": Keeper._exec, "list": Keeper._list,
-    "taken": Keeper._taken, "console": Keeper._console, "shutdown": Keeper._shutdown,
+    "taken": Keeper._taken, "attach": Keeper._attach, "forget": Keeper._forget, "shutdown": Keeper._shutdown,
 }
+
+
+def _check_kind(channel: socket.socket) -> None:
+    """Raises `OSError` for what is no socket that keeps messages apart."""
+    if channel.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) != socket.SOCK_SEQPACKET:
+        raise OSError(91, "not a SOCK_SEQPACKET socket")
 
 
 def _read_all(fd: int) -> bytes:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -89,6 +88,8 @@ class Ender:
         """Remove a stopped VE, whose lock the caller holds; returns what is to be purged then."""
         gone = await asyncio.to_thread(self._parts.store.remove, instance.name)
         self._instances.forget(instance)
+        self._launcher.forget(instance.name)
+        self._parts.logs.remove(instance.name)
         log.info("VE %s destroyed", instance.name)
         return gone
 
@@ -131,8 +132,6 @@ class Ender:
             return
         status = child.status or 0
         instance.last_exit = describe_exit(status)
-        with contextlib.suppress(VemgrError):
-            instance.console = await self._launcher.console(child.pid)  # the keeper forgets it with the child
         instance.ended.set()
         if instance.stopping:
             return  # the verb tidies up

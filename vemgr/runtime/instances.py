@@ -17,6 +17,7 @@ from vemgr.core.lifecycle import State, Verb
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.limits import Limits
+from vemgr.runtime.logs import Logs
 from vemgr.runtime.networking import Networking
 from vemgr.runtime.store import Store
 from vemgr.templates.store import Templates
@@ -35,6 +36,7 @@ class Parts:
     limits: Limits
     devices: DevicePolicy
     networking: Networking
+    logs: Logs
     filter_fd: int
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.
@@ -49,7 +51,7 @@ class Instance:
     `verb`: in progress, "" if none. `ended`: set once its init is gone. `stopping`: a verb waits for that and will
     tidy up. `in_force`: the settings that its cgroup carries. `address_in_use`: of the running VE, which may differ
     from the next start's. `restarting`: it asked for a reboot, which is about to happen. `rebooted`: when it last
-    did, monotonic seconds. `last_exit`, `console`: how the last init ended and what it said.
+    did, monotonic seconds. `last_exit`: how the last init ended.
     """
 
     definition: Definition
@@ -64,7 +66,6 @@ class Instance:
     restarting: bool = False
     rebooted: float = -1e9
     last_exit: str = ""
-    console: str = ""
 
     @property
     def name(self) -> str:

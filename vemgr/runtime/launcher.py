@@ -21,6 +21,7 @@ from vemgr.runtime.link import Link
 log = logging.getLogger(__name__)
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_ATTACHES = 3  # the version of the keeper's protocol with which consoles came
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,20 @@ class Launcher:
             self._send({"id": next(self._numbers), "call": "taken", "pid": child.pid,
                         "start_time": child.start_time})
 
-    async def console(self, init: int, start_time: int = 0) -> str:
-        """The last 8 KiB of what a VE's init, named by its pid, printed on its console."""
-        return str((await self._ask("console", pid=init, start_time=start_time))["text"])
+    async def attach(self, ve: str, channel: int, *, writes: bool, force: bool) -> str:
+        """Hand a client's socket to the console of a VE, which need not run; returns why it was not taken, or ""."""
+        if self.keeper.version < _ATTACHES:
+            raise SystemFailure("the keeper is older than this daemon and cannot attach anybody to a console",
+                                remedy="restart vemgr-keeper when its VEs may stop")
+        with self._request() as (number, replies):
+            self._send({"id": number, "call": "attach", "ve": ve, "writes": writes, "force": force}, [channel])
+            return str(_succeeded((await self._answer(replies))[0])["refusal"])
+
+    def forget(self, ve: str) -> None:
+        """Tell the keeper that a VE is no more, for who waits for its console."""
+        if self.keeper.version >= _ATTACHES:
+            with contextlib.suppress(VemgrError):
+                self._send({"id": next(self._numbers), "call": "forget", "ve": ve})
 
     async def shutdown(self) -> bool:
         """End the keeper; False when something still runs under it."""

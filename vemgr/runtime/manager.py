@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import Definition, Settings, changed, check_name, parse_settings, show_settings
-from vemgr.core.errors import BadValue, NoTemplate, SystemFailure, VEExists, VemgrError
+from vemgr.core.errors import BadValue, ConsoleInUse, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template
 from vemgr.core.lifecycle import Verb, check
@@ -52,14 +52,20 @@ class Manager:
             "settings": show_settings(definition.settings, all_=True),
             "inForce": self._parts.limits.in_force(name) if instance.running else {},
             "usage": _flat(readings(self._parts.tree[name])) if instance.running else {},
-            "console": await self._console(instance),
+            "console": self._parts.logs.tail(name),
         }
 
-    async def _console(self, instance: Instance) -> str:
-        try:
-            return await self._launcher.console(instance.pid) if instance.running else instance.console
-        except VemgrError:
-            return ""
+    async def attach(self, name: str, channel: int, *, writes: bool, force: bool) -> str:
+        """Attach a client to the console of a VE, at once or as soon as that runs; returns the VE's state."""
+        instance = self.instances.get(name)
+        refusal = await self._launcher.attach(name, channel, writes=writes, force=force)
+        if refusal:
+            raise ConsoleInUse(name, refusal)
+        return str(instance.state)
+
+    def open_log(self, name: str) -> int:
+        """The directory with what a VE has printed on its console (`core.console`), as a descriptor."""
+        return self._parts.logs.open(self.instances.get(name).name)
 
     async def create(self, name: str, template: str, texts: Mapping[str, str], *, ephemeral: bool = False) -> None:
         """Raises `BadValue`, `BadParameter`, `VEExists`, `NoTemplate`, `TemplateNotFound`, `NotEnforceable`, ..."""

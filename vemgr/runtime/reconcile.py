@@ -34,6 +34,7 @@ def load_definitions(manager: Manager, parts: Parts) -> None:
 
 def sweep(manager: Manager, parts: Parts) -> None:
     """Remove what interrupted operations have left, in the background: it may be much."""
+    parts.logs.sweep(parts.store.names())
     for gone in parts.store.leftovers():
         log.warning("removing what an interrupted operation has left: %s", gone)
         manager.in_background(manager.purge(gone))
