@@ -51,9 +51,14 @@ class HostConfig:
 
 def allocate_ids(config: HostConfig, taken: Iterable[int], foreign: Iterable[tuple[int, int]]) -> int:
     """The first range of ids that neither a VE nor a `foreign` user (first, count; from /etc/subuid) has."""
-    others = [*foreign, *((first, ID_COUNT) for first in taken)]
-    for base in range(config.id_first, config.id_last - ID_COUNT + 2, ID_COUNT):
-        if not any(base < first + count and first < base + ID_COUNT for first, count in others):
-            return base
+    slots = (config.id_last + 1 - config.id_first) // ID_COUNT
+    blocked: set[int] = set()  # a set and not a comparison of each with each: a host may have a thousand VEs
+    for first, count in (*foreign, *((base, ID_COUNT) for base in taken)):
+        lowest = (first - config.id_first) // ID_COUNT
+        highest = (first + count - 1 - config.id_first) // ID_COUNT
+        blocked.update(range(max(lowest, 0), min(highest, slots - 1) + 1))
+    for slot in range(slots):
+        if slot not in blocked:
+            return config.id_first + slot * ID_COUNT
     raise NotEnoughResources("no range of user ids is left for another VE",
                              remedy="destroy VEs, or widen id-first and id-last in vemgr.toml")
