@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 LIBRARY = PROJECT / "scripts/lib.sh"
-PROGRAMS = sorted({*PROJECT.glob("scripts/*"), PROJECT / ".ci/run"} - {LIBRARY})
+PROGRAMS = sorted({*filter(Path.is_file, PROJECT.glob("scripts/*")), PROJECT / ".ci/run"} - {LIBRARY})
 SHELL = [path for path in [*PROGRAMS, LIBRARY] if path == LIBRARY or "bash" in path.read_text().partition("\n")[0]]
 UNITS = sorted(PROJECT.glob("systemd/*"))
 

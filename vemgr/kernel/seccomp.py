@@ -43,7 +43,7 @@ DENIED: dict[str, tuple[str, ...]] = {
 }
 # personality(2): only the values that ordinary programs ask for (Linux, 32-bit Linux, each without randomisation
 # being off, and the query); others weaken the address space layout.
-_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 
 def denied_names() -> frozenset[str]:
@@ -57,14 +57,12 @@ def compile_filter() -> bytes:
     filter_ = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
     filter_.set_attr(pyseccomp.Attr.CTL_NNP, 0)
     filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(errno.ENOSYS))
-    arches = [pyseccomp.system_arch()]
-    if arches[0] == pyseccomp.Arch.X86_64:
-        arches.append(pyseccomp.Arch.X86)  # 32-bit programs of a 64-bit distribution
-        filter_.add_arch(pyseccomp.Arch.X86)
+    for arch in _arches()[1:]:
+        filter_.add_arch(arch)
     denied = denied_names()
-    for name in sorted(_known_syscalls(arches)):
+    for name in sorted(known_syscalls()):
         if name == "personality":
-            for value in _PERSONALITIES:
+            for value in PERSONALITIES:
                 filter_.add_rule(pyseccomp.ALLOW, name, pyseccomp.Arg(0, pyseccomp.EQ, value))
         elif name in denied:
             filter_.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
@@ -80,14 +78,23 @@ def digest() -> str:
     """Names this filter's policy: a compiled one is good as long as it does not change."""
     import hashlib  # noqa: PLC0415
 
-    return hashlib.sha256(repr((DENIED, _PERSONALITIES, platform.machine())).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((DENIED, PERSONALITIES, platform.machine())).encode()).hexdigest()[:16]
 
 
-def _known_syscalls(arches: list[int]) -> set[str]:
+def _arches() -> list[int]:
+    """This machine's own first."""
+    import pyseccomp  # noqa: PLC0415
+
+    native: int = pyseccomp.system_arch()
+    return [native, pyseccomp.Arch.X86] if native == pyseccomp.Arch.X86_64 else [native]  # 32-bit programs
+
+
+def known_syscalls() -> set[str]:
+    """What libseccomp knows on this machine."""
     import pyseccomp  # noqa: PLC0415
 
     names = set()
-    for arch in arches:
+    for arch in _arches():
         for nr in range(_HIGHEST_SYSCALL):
             try:
                 names.add(pyseccomp.resolve_syscall(arch, nr).decode())
