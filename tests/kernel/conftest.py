@@ -155,6 +155,13 @@ class Instance:
     def keeper_pid(self):
         return self.json("host")["keeperPid"]
 
+    def spawner_pid(self):
+        """Of the process that VEs are forked from; there is one once a VE has been started."""
+        keeper = self.keeper_pid()
+        with open(f"/proc/{keeper}/task/{keeper}/children") as file:
+            children = file.read().split()
+        return next(int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "vemgr-spawner\n")
+
     @staticmethod
     def kill(pid):
         os.kill(pid, signal.SIGKILL)

@@ -34,6 +34,23 @@ def sleep():
     time.sleep(60)
 
 
+class Talk:
+    """In the place of a program: what the helper says, it says in messages."""
+
+    def __init__(self, fork_helper):
+        self._fork_helper = fork_helper
+
+    def begin(self, *_):
+        pid, pidfd, self.channel = self._fork_helper()
+        return pid, pidfd
+
+    def go(self, messages):
+        send(self.channel, {"messages": messages})
+
+    def receive(self):
+        return receive(self.channel)
+
+
 class World:
     """A keeper, and daemons that come and go."""
 
@@ -48,7 +65,7 @@ class World:
         self.pids = []
         self.channels = []  # the ends of the set-up processes
         self.helper_life = sleep
-        monkeypatch.setattr(server, "fork_setup", lambda *_: self._helper())
+        monkeypatch.setattr(server, "BirthProgram", lambda *_: Talk(self._helper))
         monkeypatch.setattr(server, "fork_command", lambda *_: self._helper())
         monkeypatch.setattr(server.Plan, "from_json", staticmethod(lambda text: type("Plan", (), {"name": text})))
 
@@ -120,7 +137,7 @@ class World:
         send(daemon, {"id": 1000 + number, "call": "go", "start": number, "messages": []})
         channel.setblocking(False)
         assert self.hear(channel) == {"messages": []}
-        send(channel, {"event": "started"})
+        send(channel, {"event": "going"})
         channel.close()
         assert self.hear(daemon)["event"] == "started"
         return pid
@@ -225,7 +242,7 @@ def test_births_of_two_daemons_with_the_same_number(world):
     second = world.daemon()
     assert world.ask(second, "list", 1)["event"] == "listed"
     other, _ = world.begin(second, number=1)
-    send(channel, {"event": "started"})
+    send(channel, {"event": "going"})
     channel.close()
     assert world.hear(second, 0.2) is None, "an answer to the first daemon's request"
     world.name_child(other)

@@ -8,10 +8,8 @@ import sys
 import prctl
 import pytest
 
-from vemgr.core.plan import Plan
-from vemgr.keeper import confine, enter, inherited, init
+from vemgr.keeper import confine, enter, inherited
 from vemgr.keeper.protocol import channel_pair, receive
-from vemgr.keeper.setup import Setup
 
 
 def in_child(work):
@@ -99,34 +97,6 @@ def test_a_command_tells_every_failure(monkeypatch, error):
     assert message["event"] == "failed" and "odd" in message["error"]
     ours.close()
     theirs.close()
-
-
-@pytest.mark.parametrize("error", [ValueError("odd"), OSError(13, "odd", "/x"), TypeError("x" * 9000 + "odd")])
-def test_an_init_tells_every_failure(monkeypatch, error):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(init, "_enter_ve", fail)
-    go_reader, go_writer = os.pipe()
-    failure_reader, failure_writer = os.pipe()
-    os.write(go_writer, init.GO)
-    plan = Plan(name="x", hostname="x", id_base=1, init=(), stage="/s", first=True, operations=())
-    in_child(lambda: init.become_init(plan, b"", go_reader, failure_writer))
-    for fd in (go_reader, go_writer, failure_writer):
-        os.close(fd)
-    with open(failure_reader, "rb") as file:
-        text = file.read().decode()
-    code, _, rest = text.partition(" ")
-    assert int(code) == (13 if isinstance(error, OSError) else 0) and len(text) <= init.FAILURE_BOUND
-    assert "odd" in rest or "xxx" in rest
-
-
-def test_the_child_that_mounts_proc_tells_every_failure():
-    def fail():
-        raise TypeError("odd")
-
-    with pytest.raises(OSError, match="odd"):
-        Setup._in_pid_namespace(object.__new__(Setup), fail)
 
 
 def test_limits_go_no_higher_than_they_may():

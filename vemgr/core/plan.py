@@ -182,6 +182,10 @@ class Plan:
             text = text.replace(f"{{{word}}}", str(number))
         return text
 
+    def describe_operation(self, number: int) -> str:
+        """What an error names."""
+        return self.expand(self.operations[number].describe())
+
     def describe(self) -> list[str]:
         """The plan for a reader, one line a step."""
         return [

@@ -8,6 +8,7 @@ network; the part before and the part after, which are ours, have `SETUP_BOUND` 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import signal
@@ -18,7 +19,8 @@ from typing import Any
 from vemgr.keeper.children import Child, Children, Process
 from vemgr.keeper.connection import Connection
 from vemgr.keeper.loop import Loop, Timer
-from vemgr.keeper.protocol import check_complete, failure, receive, send
+from vemgr.keeper.protocol import check_complete, failure, receive
+from vemgr.keeper.spawn import BirthProgram
 
 EXEC_BOUND = 30.0  # seconds
 SETUP_BOUND = 60.0
@@ -29,13 +31,14 @@ class Birth:
     """`kind`: "init", or a command's. `asker` gets the answers, by the number `id` of its request."""
 
     def __init__(self, asker: Connection, id_: int, kind: str, ve: str, helper: Process,
-                 channel: socket.socket) -> None:
+                 channel: socket.socket, program: BirthProgram | None = None) -> None:
         self.asker = asker
         self.id = id_
         self.kind = kind
         self.ve = ve
         self.helper = helper
         self.channel = channel
+        self.program = program
         self.status_fd = -1
         self.child: Child | None = None
         self.failure: dict[str, Any] | None = None
@@ -94,8 +97,9 @@ class Births:
         birth.going = True
         self._bound(birth, SETUP_BOUND)
         try:
-            send(birth.channel, {"messages": messages})
-        except OSError as error:
+            assert birth.program is not None
+            birth.program.go([base64.b64decode(message) for message in messages])
+        except (OSError, ValueError, TypeError) as error:
             birth.failure = failure("set up", error)
             self._finish(birth)
 
@@ -115,7 +119,7 @@ class Births:
 
     def _read(self, birth: Birth) -> None:
         try:
-            message, fds = receive(birth.channel)
+            message, fds = birth.program.receive() if birth.program else receive(birth.channel)
         except BlockingIOError:
             return
         except OSError:
@@ -141,7 +145,7 @@ class Births:
             master, slave = fds
             fds.clear()
             self._keep_console(birth.ve, master, slave)
-        elif event == "started":
+        elif event == "going":
             birth.started = True
         else:
             birth.failure = {key: message[key] for key in ("operation", "errno", "error", "path")}

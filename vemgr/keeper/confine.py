@@ -14,7 +14,7 @@ import prctl
 from vemgr.kernel import capabilities, namespaces, seccomp
 from vemgr.kernel.libc import SYS_close_range, syscall
 
-_OPEN_FILES = (1024, 524288)  # systemd's defaults: what programs inside a distribution are tested with
+OPEN_FILES = (1024, 524288)  # systemd's defaults: what programs inside a distribution are tested with
 
 
 def hide() -> None:
@@ -53,7 +53,7 @@ def reset_process() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES[0], hard), min(_OPEN_FILES[1], hard)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES[0], hard), min(OPEN_FILES[1], hard)))
 
 
 def take_stdio(stdin: int, stdout: int, stderr: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import stat
 import struct
@@ -24,7 +25,6 @@ from vemgr.core.plan import CAPABILITIES, ID_COUNT, PAYLOAD_ENVIRONMENT
 from vemgr.keeper import confine
 from vemgr.keeper.protocol import channel_pair, failure, send
 from vemgr.keeper.setup import TIOCGPTPEER, TIOCSPTLCK
-from vemgr.keeper.spawn import forget_signals
 from vemgr.kernel import namespaces
 
 _ALL_NAMESPACES = (
@@ -73,7 +73,7 @@ def fork_command(command: Command, init_pidfd: int, cgroup_fd: int, filter_: byt
 def _enter(command: Command, init_pidfd: int, filter_: bytes, stdio: list[int], channel: socket.socket) -> NoReturn:
     try:
         confine.hide()
-        forget_signals()
+        _forget_signals()
         confine.close_all_but({init_pidfd, channel.fileno(), *stdio})
         namespaces.setns(init_pidfd, _ALL_NAMESPACES)
         confine.hide()
@@ -86,6 +86,13 @@ def _enter(command: Command, init_pidfd: int, filter_: bytes, stdio: list[int], 
         _report(channel, "enter", error)
     finally:
         os._exit(0)
+
+
+def _forget_signals() -> None:
+    """The keeper's SIGCHLD handling writes to a pipe of the keeper: not ours to write to."""
+    signal.set_wakeup_fd(-1)
+    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def _report(channel: socket.socket, operation: str, error: Exception) -> None:

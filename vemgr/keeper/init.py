@@ -1,110 +1,101 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Process 1 of a VE: waits for its set-up, enters its own mount namespace, and becomes the VE's init.
+"""Process 1 of a VE as a program: waits for its set-up, enters its own mount namespace, becomes the VE's init.
 
-Where a template has no init, this process stays and is one: it reaps orphans and ends the VE in good order when it
-is told to. It costs no exec, and it is out of the VE's reach: its memory belongs to the host's user namespace and it
-is not dumpable, so /proc/1/exe, /proc/1/mem and ptrace(2) are closed to the VE's root (CVE-2016-9962, CVE-2019-5736).
+Where a template has no init, the process stays and is one (`stay` of spawner.c): it reaps orphans and ends the VE in
+good order when it is told to. It costs no exec, and it is out of the VE's reach: its memory belongs to the host's user
+namespace and it is not dumpable, so /proc/1/exe, /proc/1/mem and ptrace(2) are closed to the VE's root (CVE-2016-9962,
+CVE-2019-5736).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import errno
 import os
+import resource
 import signal
+import struct
 import termios
-import time
-from typing import NoReturn
-
-import prctl
 
 from vemgr.core.plan import PAYLOAD_ENVIRONMENT, Plan
-from vemgr.keeper import confine
-from vemgr.keeper.protocol import failure
-from vemgr.kernel import namespaces
+from vemgr.keeper.confine import OPEN_FILES
+from vemgr.keeper.program import CHANNEL, Program, Register, encoded
+from vemgr.kernel import capabilities, libc, namespaces, seccomp
 
-GO = b"g"
-FAILURE_BOUND = 4096  # bytes; a pipe takes as many at once
-_GRACE = 5.0  # seconds between SIGTERM and SIGKILL to what is left when the built-in init ends the VE
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGPWR, signal.SIGRTMIN + 3)
+_AT_FDCWD = -100
 
 
-def become_init(plan: Plan, filter_: bytes, go_fd: int, failure_fd: int) -> NoReturn:
-    """Never returns. `go_fd` gives `GO` when the set-up is complete, anything else means give up. A failure is
-    written as text to `failure_fd`, which exec closes: end of file without text is success."""
-    try:
-        # Before the VE's user namespace owns us in full; the set-up process has closed all but its own descriptors.
-        confine.close_all_but({go_fd, failure_fd})
-        if os.read(go_fd, 1) == GO:
-            _enter_ve(plan, filter_)
-            if plan.init:
-                confine.exec_program(list(plan.init), dict(PAYLOAD_ENVIRONMENT))
-            namespaces.close_from(3)
-            _reap_for_ever()
-    except Exception as error:  # whatever it is, the end of file alone would mean success
-        told = failure("", error)
-        with contextlib.suppress(OSError):
-            text = f"{told['errno']} {told['error']} {told['path']}"
-            os.write(failure_fd, text.encode(errors="replace")[:FAILURE_BOUND])
-    finally:
-        os._exit(1)
+def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_writer: Register) -> None:
+    """`go`: descriptor that gives one byte when the set-up is complete; its end alone means give up. The channel is
+    closed by exec, so its end without a report is success."""
+    program.step("wait for the set-up")
+    program.call("close", go_writer)  # then nothing but these two and 0, 1, 2 is open: the spawner has no more itself
+    count, ready = program.register(), program.room(8)
+    program.call("read", go, ready, 1, into=count)
+    ended = program.call("same", count, 0)
+    program.call("exit", 1)
+    program.expect(ended, errno.EINVAL)
+    program.call("close", go)
+    _enter_ve(program)
+    _confine(program, plan, filter_)
+    if plan.init:
+        _execute(program, plan.init)
+    else:
+        program.call("close", CHANNEL)
+        program.call("stay")
 
 
-def _enter_ve(plan: Plan, filter_: bytes) -> None:
+def _enter_ve(program: Program) -> None:
+    program.step("enter the VE")
     # The copy belongs to the VE's user namespace, which locks every mount in it together.
-    namespaces.unshare(namespaces.CLONE_NEWNS)
-    os.chdir("/")
-    os.setsid()
-    console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(console, termios.TIOCSCTTY, 0)
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    confine.hide()
-    confine.drop_privileges(plan.capabilities, filter_)
+    program.call("unshare", namespaces.CLONE_NEWNS)
+    program.call("chdir", b"/")
+    program.call("setsid")
+    console = program.register()
+    program.call("openat", _AT_FDCWD, b"/dev/console", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, into=console)
+    program.call("ioctl", console, termios.TIOCSCTTY, 0)
+    for target in (0, 1, 2):
+        program.call("dup3", console, target, 0)
+    program.call("close", console)
+
+
+def _confine(program: Program, plan: Plan, filter_: bytes) -> None:
+    """In this order: the filter needs CAP_SYS_ADMIN of the VE's user namespace and dropping needs CAP_SETPCAP."""
+    program.step("drop privileges")
+    program.call("setgroups", 0, 0)
+    program.call("setresgid", 0, 0, 0)
+    program.call("setresuid", 0, 0, 0)
+    _hide(program)
+    allowed = {capabilities.NAMES.index(name) for name in plan.capabilities}
+    for capability in range(capabilities.count()):
+        if capability not in allowed:
+            program.call("prctl", capabilities.PR_CAPBSET_DROP, capability)
+    program.call("prctl", capabilities.PR_CAP_AMBIENT, capabilities.PR_CAP_AMBIENT_CLEAR_ALL)
+    header, data = capabilities.capset_arguments(allowed)
+    program.call("capset", program.buffer(header), program.constant(data))
+    pointer = program.buffer(struct.pack("=H6xQ", len(filter_) // 8, 0))
+    program.call("store64", pointer.plus(8), program.constant(filter_))
+    program.call("seccomp", seccomp.SECCOMP_SET_MODE_FILTER, 0, pointer)
     # After the change of ids, which clears it: the VE ends with its keeper instead of running unwatched.
-    prctl.set_pdeathsig(signal.SIGKILL)
-    confine.reset_process()
-    confine.take_stdio(console, console, console)
+    program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    program.call("umask", 0o022)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limits = struct.pack("=QQ", *(min(limit, hard) for limit in OPEN_FILES))
+    program.call("prlimit64", 0, resource.RLIMIT_NOFILE, program.constant(limits), 0)
 
 
-def _reap_for_ever() -> NoReturn:
-    confine.hide()
-    prctl.set_name("vemgr-init")
-    prctl.set_proctitle("vemgr-init")
-    watched = {signal.SIGCHLD, *_ENDING}
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    for signum in _ENDING:
-        # Never called, as the signals are waited for; `handles_signal` of the stop verb sees that we are ready.
-        signal.signal(signum, lambda *_: None)
-    while True:
-        if signal.sigwaitinfo(watched).si_signo in _ENDING:
-            _end_everything()
-        _reap()
+def _hide(program: Program) -> None:
+    """To be repeated after each change of ids and of user namespace: see `confine.hide`."""
+    program.call("prctl", libc.PR_SET_DUMPABLE, 0)
 
 
-def _reap() -> bool:
-    """Collect dead children; whether any child is left."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
-
-
-def _end_everything() -> NoReturn:
-    """SIGTERM to all, SIGKILL to what remains. Commands exec'd from outside are not our children but are in our
-    process namespace, so kill(-1) reaches them and ESRCH tells when none is left."""
-    deadline = time.monotonic() + _GRACE
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.kill(-1, signum)
-            os.kill(-1, signal.SIGCONT)
-            while time.monotonic() < deadline:
-                _reap()
-                os.kill(-1, 0)
-                signal.sigtimedwait({signal.SIGCHLD}, 0.02)
-        except ProcessLookupError:
-            break
-        deadline = time.monotonic() + 1.0
-    os._exit(0)
+def _execute(program: Program, init: tuple[str, ...]) -> None:
+    """execve(2) along PATH of the VE's environment."""
+    program.step("exec init")
+    arguments = program.pointers([encoded(word) for word in init])
+    environment = program.pointers([encoded(f"{key}={value}") for key, value in PAYLOAD_ENVIRONMENT.items()])
+    places = [""] if "/" in init[0] else [f"{place}/" for place in PAYLOAD_ENVIRONMENT["PATH"].split(":")]
+    for place in places:
+        call = program.call("execve", encoded(place + init[0]), arguments, environment)
+        if place is not places[-1]:
+            program.expect(call, errno.ENOENT)
+            program.expect(call, errno.ENOTDIR)

@@ -20,7 +20,8 @@ from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.enter import Command, fork_command
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.protocol import VERSION, check_complete, failure
-from vemgr.keeper.spawn import fork_setup
+from vemgr.keeper.spawn import BirthProgram
+from vemgr.keeper.spawner import Spawner
 from vemgr.kernel.process import start_time
 
 log = logging.getLogger("vemgr.keeper")
@@ -36,6 +37,7 @@ class Keeper:
         self._loop = loop
         self._listener = listener
         self._daemon: Connection | None = None
+        self._spawner = Spawner()
         self._children = Children(loop, self._report)
         self._consoles = Consoles(loop, logs)
         self._births = Births(loop, self._children, self._consoles.begin, self._consoles.end)
@@ -90,8 +92,9 @@ class Keeper:
     def _start(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
         plan = Plan.from_json(message["plan"])
         number = int(message["id"])
-        pid, pidfd, channel = fork_setup(plan, fds[0], _read_all(fds[1]))
-        self._births.begin(Birth(asker, number, "init", plan.name, Process(pid, pidfd), channel))
+        program = BirthProgram(plan, _read_all(fds[1]))
+        helper = Process(*program.begin(self._spawner, fds[0]))
+        self._births.begin(Birth(asker, number, "init", plan.name, helper, program.channel, program))
 
     def _exec(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
         init = self._children.init_of(message["ve"])

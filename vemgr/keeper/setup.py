@@ -1,309 +1,374 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The set-up process of a VE: executes a plan as root of the host, in a mount namespace of its own, and ends.
+"""The set-up of a VE: a plan's operations as a program of system calls.
 
-It is forked by the keeper and clones the VE's first process *before* any mount is made. So it can enter the VE's
-network, ipc, uts and cgroup namespaces while it still is root of the host, and every mount it makes ends up locked
-when the VE's init copies the mount namespace into its own user namespace (mount_namespaces(7), "Restrictions"):
-a VE cannot lift the masks over its /proc, which runc and LXC cannot say of theirs.
+It runs as root of the host, in a mount namespace of its own, after the VE's first process has been cloned and *before*
+that one copies the mount namespace. So it can enter the VE's network, ipc, uts and cgroup namespaces while it still is
+root of the host, and every mount it makes ends up locked when the VE's init copies the mount namespace into its own
+user namespace (mount_namespaces(7), "Restrictions"): a VE cannot lift the masks over its /proc, which runc and LXC
+cannot say of theirs.
 
 Nothing here looks up a path inside the VE's tree except through openat2 with RESOLVE_IN_ROOT.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
+import errno
 import os
+import secrets
 import stat
 import struct
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from vemgr.core import plan as operations
 from vemgr.core.plan import TTY_GROUP, Plan
-from vemgr.keeper.protocol import failure
-from vemgr.kernel import mounts, namespaces, netlink
-from vemgr.kernel.openat2 import open_in_root
+from vemgr.keeper import mounting
+from vemgr.keeper.program import ANY_ERROR, Data, Program, Register, encoded
+from vemgr.kernel.mounts import MOUNT_ATTR
+from vemgr.kernel.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
-_MANAGED = "# written by vemgr at each start; remove this line to keep your own\n"
-
-
-class SetupError(Exception):
-    """An operation of the plan failed."""
-
-    def __init__(self, operation: str, error: OSError) -> None:
-        super().__init__(f"{operation}: {error}")
-        self.operation = operation
-        self.error = error
-
-    def facts(self) -> dict[str, Any]:
-        error = self.error
-        return {"operation": self.operation, "errno": error.errno or 0, "error": error.strerror or str(error),
-                "path": str(error.filename or "")}
+GO_ROOM = 16384  # bytes of netlink messages
+_ANSWER_ROOM = 4096
+_MANAGED = b"# written by vemgr at each start; remove this line to keep your own\n"
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_PATH_ONLY = os.O_PATH | os.O_CLOEXEC
+_DIRECTORY = _PATH_ONLY | os.O_DIRECTORY
+_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _SOL_NETLINK = 10, 11, 270
 
 
 class Setup:
-    """Executes one plan for the VE whose first process is `pid`."""
+    """Appends the calls of `plan`, and of all that have its `shape`, to `program`. `userns`: descriptor of the VE's
+    user namespace.
 
-    def __init__(self, plan: Plan, pid: int, pidfd: int) -> None:
+    `root` and the members of `mounted` are descriptors; `console`: master and slave, once there is one.
+    """
+
+    def __init__(self, program: Program, plan: Plan, userns: Register) -> None:
+        self.program = program
         self.plan = plan
-        self.netlink_messages: list[bytes] = []
-        self.console: tuple[int, int] | None = None
-        self._pid = pid
-        self._pidfd = pidfd
-        self._userns_fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        self._root_fd = -1
-        self._mounted: dict[str, int] = {}
+        self.userns = userns
+        self.root = program.register()
+        self._base = program.number(lambda plan: plan.id_base)
+        self._tty = program.number(lambda plan: plan.id_base + TTY_GROUP)
+        self.mounted: dict[str, Register] = {}
+        self.console: tuple[Register, Register] | None = None
         self._data_count = 0
+        self._number = -1  # of the operation in the plan
 
-    def run(self) -> None:
-        """Execute all operations in order. Raises `SetupError` naming the one that failed."""
-        self._step("stage", self._stage)
-        self._step("enter namespaces", self._enter)
-        for operation in self.plan.operations:
-            self._step(self.plan.expand(operation.describe()), partial(_EXECUTE[type(operation)], self, operation))
-        # A descriptor of the host's file system that lived on would lead out of the VE.
-        self._step("pivot", lambda: mounts.pivot_into(self._root_fd))
+    def operation(self, operation: operations.Operation) -> None:
+        self._number += 1
+        self.program.step(self._number)
+        _EXECUTE[type(operation)](self, operation)
 
-    def _step(self, description: str, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except OSError as error:
-            raise SetupError(description, error) from error
+    def _field(self, name: str, text: str) -> Data:
+        """A field of the operation, which has this value in our plan and may have another in others."""
+        number = self._number
+        return self.program.parameter(room_for(text), lambda plan: encoded(getattr(plan.operations[number], name)))
 
-    def _stage(self) -> None:
+    def _expanded(self, text: str) -> bytes | Data:
+        """A text that may have ids in it."""
+        if "{" not in text:
+            return encoded(text)
+        return self.program.parameter(room_for(text), lambda plan: plan.expand(text).encode())
+
+    def stage(self) -> None:
         """A tmpfs that only we see: the layers hang there while the overlay is put together, and the masks."""
-        mounts.make_private()
-        stage = mounts.new_filesystem("tmpfs", (("mode", "700"), ("size", "64k")))
-        target = os.open(self.plan.stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        mounts.attach(stage, target, self.plan.stage)
-        os.close(target)
-        os.chdir(self.plan.stage)
-        for name in ("root", "mask", "mask/directory"):
-            os.mkdir(name, 0o700)
-        os.close(os.open("mask/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o000))
-        os.chmod("mask/directory", 0o555)
+        program = self.program
+        program.step("stage")
+        mounting.make_private(program)
+        self._tmpfs(self.plan.stage)
+        program.call("chdir", encoded(self.plan.stage))
+        for name in (b"root", b"mask"):
+            program.call("mkdirat", _AT_FDCWD, name, 0o700)
+        self._tmpfs("mask")
+        program.call("mkdirat", _AT_FDCWD, b"mask/directory", 0o555)
+        with program.descriptor() as fd:
+            program.call("openat", _AT_FDCWD, b"mask/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0, into=fd)
+        # Every mask is a clone of a mount of this one, and inherits that it is read-only.
+        with program.descriptor() as fd:
+            program.call("openat", _AT_FDCWD, b"mask", _DIRECTORY, into=fd)
+            mounting.set_attributes(program, fd, MOUNT_ATTR["ro"] | MOUNT_ATTR["noexec"])
 
-    def _enter(self) -> None:
-        namespaces.setns(self._pidfd, namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
-                         | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP)
-        namespaces.sethostname(self.plan.hostname)
+    def _tmpfs(self, path: str) -> None:
+        with mounting.new_filesystem(self.program, "tmpfs", (("mode", b"700"), ("size", b"64k"))) as fd:
+            mounting.attach_at(self.program, fd, _AT_FDCWD, path)
 
-    def _layer(self, operation: operations.Layer) -> None:
-        fd = mounts.open_tree(operation.source)
-        mounts.set_attributes(fd, userns_fd=self._userns_fd, path=operation.source)
-        self._attach_to_stage(fd, f"l{operation.index}")
+    def finish(self) -> None:
+        # A descriptor of the host's file system that lived on would lead out of the VE.
+        self.program.step("pivot")
+        mounting.pivot_into(self.program, self.root)
 
-    def _attach_to_stage(self, fd: int, name: str) -> None:
-        os.mkdir(name, 0o700)
-        target = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        mounts.attach(fd, target, name)
-        os.close(target)
-        os.close(fd)
+    def layer(self, operation: operations.Layer) -> None:
+        with mounting.open_tree(self.program, encoded(operation.source)) as fd:
+            mounting.set_attributes(self.program, fd, userns=self.userns)
+            self._attach_to_stage(fd, f"l{operation.index}")
 
-    def _overlay(self, operation: operations.Overlay) -> None:
+    def _attach_to_stage(self, fd: Register, name: str) -> None:
+        self.program.call("mkdirat", _AT_FDCWD, name.encode(), 0o700)
+        mounting.attach_at(self.program, fd, _AT_FDCWD, name)
+
+    def overlay(self, operation: operations.Overlay) -> None:
         data = f"d{self._data_count}"
         self._data_count += 1
-        self._attach_to_stage(mounts.open_tree(operation.data), data)
+        with mounting.open_tree(self.program, self._field("data", operation.data)) as fd:
+            self._attach_to_stage(fd, data)
         options = (
-            ("lowerdir", ":".join(f"l{index}" for index in operation.lowers)),
-            ("upperdir", f"{data}/upper"), ("workdir", f"{data}/work"),
+            ("lowerdir", ":".join(f"l{index}" for index in operation.lowers).encode()),
+            ("upperdir", f"{data}/upper".encode()), ("workdir", f"{data}/work".encode()),
             # Without it rename(2) of a directory of the template fails with EXDEV.
-            ("redirect_dir", "on"),
+            ("redirect_dir", b"on"),
         )
-        fd = mounts.new_filesystem("overlay", options, mounts.MOUNT_ATTR["nodev"], source="vemgr")
-        if operation.target == "/":
-            target = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            mounts.attach(fd, target, "/")
-            self._root_fd = fd
+        target = operation.target.lstrip("/")
+        fd = self.root if not target else self.program.register()
+        mounting.make_filesystem(self.program, fd, "overlay", options, MOUNT_ATTR["nodev"], source="vemgr")
+        if target:
+            self._mount(fd, target)
         else:
-            self._mount(fd, operation.target.lstrip("/"))
+            mounting.attach_at(self.program, fd, _AT_FDCWD, "root")
 
-    def _mount(self, fd: int, target: str) -> None:
-        target_fd = self._directory_fd(target)
-        mounts.attach(fd, target_fd, f"/{target}")
-        os.close(target_fd)
-        self._mounted[target] = fd
+    def _mount(self, fd: Register, target: str) -> None:
+        with self.program.descriptor() as target_fd:
+            self._open_directory(target, target_fd)
+            mounting.attach(self.program, fd, target_fd)
+        self.mounted[target] = fd
 
-    def _directory_fd(self, path: str, mode: int = 0o755) -> int:
+    def _open_in_root(self, path: str, flags: int, into: Register) -> int:
+        how = self.program.constant(struct.pack("=QQQ", flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS))
+        return self.program.call("openat2", self.root, encoded(path), how, 24, into=into)
+
+    def _open_directory(self, path: str, into: Register, mode: int = 0o755) -> None:
         """Open a directory of the VE's tree, made (owned by the VE's root) where it is missing."""
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        try:
-            return open_in_root(self._root_fd, path, flags)
-        except FileNotFoundError:
-            parent, name = self._parent(path)
-            os.mkdir(name, mode, dir_fd=parent)
-            os.chown(name, self.plan.id_base, self.plan.id_base, dir_fd=parent, follow_symlinks=False)
-            os.chmod(name, mode, dir_fd=parent)
-            os.close(parent)
-            return open_in_root(self._root_fd, path, flags)
+        there = self._open_in_root(path, _DIRECTORY, into)
+        self.program.expect(there, errno.ENOENT)
+        with self.program.descriptor() as parent:
+            name = self._open_parent(path, parent)
+            self.program.call("mkdirat", parent, name, mode)
+            self._give_to_ve(parent, name)
+        self._open_in_root(path, _DIRECTORY, into)
+        self.program.else_(there)
 
-    def _parent(self, path: str) -> tuple[int, str]:
+    def _open_parent(self, path: str, into: Register) -> bytes:
         directory, _, name = path.strip("/").rpartition("/")
-        return open_in_root(self._root_fd, directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
+        self._open_in_root(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, into)
+        return encoded(name)
 
-    def _filesystem(self, operation: operations.Filesystem) -> None:
-        options = tuple((key, self.plan.expand(value)) for key, value in operation.options)
-        attributes = sum(mounts.MOUNT_ATTR[flag] for flag in operation.flags)
-        if operation.fstype != "proc":
-            self._mount(mounts.new_filesystem(operation.fstype, options, attributes), operation.target)
-            return
-        target = self._directory_fd(operation.target)
-        self._in_pid_namespace(lambda: mounts.attach(mounts.new_filesystem("proc", options, attributes), target))
-        os.close(target)
-        self._mounted[operation.target] = self._directory_fd(operation.target)
+    def _give_to_ve(self, parent: Register, name: bytes) -> None:
+        self.program.call("fchownat", parent, name, self._base, self._base, _AT_SYMLINK_NOFOLLOW)
 
-    def _in_pid_namespace(self, action: Callable[[], None]) -> None:
-        """Run `action` in a child: setns(2) puts only our *children* into the VE's pid namespace, and a proc file
-        system shows the pid namespace of who mounts it."""
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        child = os.fork()
-        if child == 0:
-            try:
-                action()
-            except Exception as error:
-                facts = failure("", error)
-                os.write(writer, json.dumps([facts["errno"], facts["error"]]).encode())
-            finally:
-                os._exit(0)
-        os.close(writer)
-        told = os.read(reader, 4096)
-        os.close(reader)
-        os.waitpid(child, 0)
-        if told:
-            raise OSError(*json.loads(told))
+    def filesystem(self, operation: operations.Filesystem) -> None:
+        options = [(key, self._expanded(value)) for key, value in operation.options]
+        attributes = sum(MOUNT_ATTR[flag] for flag in operation.flags)
+        fd = self.program.register()
+        if operation.fstype == "proc":
+            self._mount_proc(operation.target, options, attributes, fd)
+            self.mounted[operation.target] = fd
+        else:
+            mounting.make_filesystem(self.program, fd, operation.fstype, options, attributes)
+            self._mount(fd, operation.target)
 
-    def _directory(self, operation: operations.Directory) -> None:
-        os.close(self._directory_fd(operation.path, operation.mode))
+    def _mount_proc(self, target: str, options: mounting.Options, attributes: int, into: Register) -> None:
+        """In a child: setns(2) puts only our *children* into the VE's pid namespace, and a proc file system shows the
+        pid namespace of who makes it."""
+        program = self.program
+        child, target_fd = program.register(), program.register()
+        self._open_directory(target, target_fd)
+        with program.forked(child):
+            program.call("report_to", -1)  # its exit status is the errno
+            with mounting.new_filesystem(program, "proc", options, attributes) as fd:
+                mounting.attach(program, fd, target_fd)
+        program.call("wait", child)
+        program.call("close", target_fd)
+        self._open_directory(target, into)
 
-    def _device(self, operation: operations.Device) -> None:
-        dev = self._mounted["dev"]
-        os.mknod(operation.name, operation.mode | stat.S_IFCHR, os.makedev(operation.major, operation.minor),
-                 dir_fd=dev)
-        os.chmod(operation.name, operation.mode, dir_fd=dev)
-        os.chown(operation.name, self.plan.id_base, self.plan.id_base, dir_fd=dev)
+    def directory(self, operation: operations.Directory) -> None:
+        with self.program.descriptor() as fd:
+            self._open_directory(operation.path, fd, operation.mode)
 
-    def _symlink(self, operation: operations.Symlink) -> None:
-        parent, name = self._parent(operation.path)
-        os.symlink(operation.points_to, name, dir_fd=parent)
-        os.chown(name, self.plan.id_base, self.plan.id_base, dir_fd=parent, follow_symlinks=False)
-        os.close(parent)
+    def device(self, operation: operations.Device) -> None:
+        dev, name = self.mounted["dev"], encoded(operation.name)
+        self.program.call("mknodat", dev, name, operation.mode | stat.S_IFCHR,
+                          os.makedev(operation.major, operation.minor))
+        self._give_to_ve(dev, name)
 
-    def _mask(self, operation: operations.Mask) -> None:
+    def symlink(self, operation: operations.Symlink) -> None:
+        with self.program.descriptor() as parent:
+            name = self._open_parent(operation.path, parent)
+            self.program.call("symlinkat", encoded(operation.points_to), parent, name)
+            self._give_to_ve(parent, name)
+
+    def mask(self, operation: operations.Mask) -> None:
         """Cover with the empty file or directory of the stage's tmpfs, read-only. Targets are found below the
         descriptor of the mount itself, never by a path the VE could have swapped (CVE-2025-31133)."""
-        under = self._mounted[operation.under]
+        under = self.mounted[operation.under]
         for name in operation.names:
-            try:
-                target = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=under)
-            except FileNotFoundError:
-                continue
-            kind = "directory" if stat.S_ISDIR(os.fstat(target).st_mode) else "file"
-            cover = mounts.open_tree(f"mask/{kind}")
-            mounts.set_attributes(cover, attributes=mounts.MOUNT_ATTR["ro"] | mounts.MOUNT_ATTR["noexec"])
-            mounts.attach(cover, target, f"/{operation.under}/{name}")
-            os.close(cover)
-            os.close(target)
+            self._cover(under, encoded(name))
 
-    def _read_only(self, operation: operations.ReadOnly) -> None:
-        under = self._mounted[operation.under]
-        kept = [(name, mounts.open_tree(name, dir_fd=under)) for name in operation.writable]
-        for name in operation.names:
-            self._cover_with_itself(under, name, mounts.MOUNT_ATTR["ro"])
+    def _cover(self, under: Register, name: bytes) -> None:
+        program = self.program
+        target, cover = program.register(), program.register()
+        flags = _PATH_ONLY | os.O_NOFOLLOW
+        opened = program.call("openat", under, name, flags | os.O_DIRECTORY, into=target)
+        mounting.clone_tree(program, _AT_FDCWD, b"mask/directory", cover)
+        attached = mounting.attach(program, cover, target)
+        program.expect(opened, errno.ENOTDIR)
+        opened_file = program.call("openat", under, name, flags, into=target)
+        mounting.clone_tree(program, _AT_FDCWD, b"mask/file", cover)
+        mounting.attach(program, cover, target)
+        program.else_(attached)
+        program.call("close", cover)
+        program.call("close", target)
+        program.expect(opened, errno.ENOENT)
+        program.expect(opened_file, errno.ENOENT)
+        program.release(target, cover)
+
+    def read_only(self, operation: operations.ReadOnly) -> None:
+        program, under = self.program, self.mounted[operation.under]
+        kept = [(encoded(name), program.register()) for name in operation.writable]
         for name, fd in kept:
-            target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=under)
-            mounts.attach(fd, target, name)
-            os.close(target)
-            os.close(fd)
+            mounting.clone_tree(program, under, name, fd)
+        for text in operation.names:
+            name = encoded(text)
+            with program.optional_descriptor() as fd:
+                mounting.clone_tree(program, under, name, fd)
+                mounting.set_attributes(program, fd, MOUNT_ATTR["ro"])
+                mounting.attach_at(program, fd, under, text)
+        for name, fd in kept:
+            mounting.attach_at(program, fd, under, name.decode())
+            program.call("close", fd)
+            program.release(fd)
 
-    def _cover_with_itself(self, under: int, name: str, attributes: int) -> None:
-        try:
-            fd = mounts.open_tree(name, dir_fd=under)
-        except FileNotFoundError:
-            return
-        mounts.set_attributes(fd, attributes=attributes)
-        target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=under)
-        mounts.attach(fd, target, name)
-        os.close(target)
-        os.close(fd)
+    def sysctl(self, operation: operations.Sysctl) -> None:
+        text = operation.value
+        value = self._expanded(text)
+        length = self.program.number(lambda plan: len(plan.expand(text)))
+        # The kernel may have been built without it.
+        with self.program.optional_descriptor() as fd:
+            self.program.call("openat", self.mounted["proc"], encoded(f"sys/{operation.key}"),
+                              os.O_WRONLY | os.O_CLOEXEC, into=fd)
+            self.program.call("write", fd, value, length)
+        self.program.release(length)
 
-    def _sysctl(self, operation: operations.Sysctl) -> None:
-        try:
-            fd = os.open(f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._mounted["proc"])
-        except FileNotFoundError:
-            return  # the kernel was built without it
-        try:
-            os.write(fd, self.plan.expand(operation.value).encode())
-        finally:
-            os.close(fd)
-
-    def _console(self, _operation: operations.Console) -> None:
-        devpts, dev = self._mounted["dev/pts"], self._mounted["dev"]
+    def console_(self, _operation: operations.Console) -> None:
+        program, devpts, dev = self.program, self.mounted["dev/pts"], self.mounted["dev"]
         flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-        master = os.open("ptmx", flags, dir_fd=devpts)
-        fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-        (number,) = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, struct.pack("i", 0)))
-        slave = fcntl.ioctl(master, TIOCGPTPEER, flags)
-        os.fchown(slave, self.plan.id_base, self.plan.id_base + TTY_GROUP)
-        target = os.open("console", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dev)
-        mounts.attach(mounts.open_tree(str(number), dir_fd=devpts), target, "/dev/console")
-        os.close(target)
+        master, slave, index = program.register(), program.register(), program.register()
+        number, name = program.room(4), program.room(24)
+        program.call("openat", devpts, b"ptmx", flags, into=master)
+        program.call("ioctl", master, TIOCSPTLCK, program.constant(bytes(4)))
+        program.call("ioctl", master, TIOCGPTN, number)
+        program.call("load32", number, into=index)
+        program.call("decimal", name, index)
+        program.call("ioctl", master, TIOCGPTPEER, flags, into=slave)
+        program.call("fchown", slave, self._base, self._tty)
+        with program.descriptor() as target:
+            program.call("openat", dev, b"console", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600,
+                         into=target)
+            with program.descriptor() as fd:
+                mounting.clone_tree(program, devpts, name, fd)
+                mounting.attach(program, fd, target)
         self.console = master, slave
 
-    def _write_file(self, operation: operations.WriteFile) -> None:
+    def write_file(self, operation: operations.WriteFile) -> None:
         """Write to a new file and rename it into place: what stands there is never opened for writing, so it may be
         a symlink, a fifo or a device without any effect on us."""
         managed = operation.when == "managed"
-        parent, name = self._parent(operation.path)
-        if (managed and not self._is_ours(parent, name)) or not (managed or self.plan.first):
-            os.close(parent)
+        if not (managed or self.plan.first):
             return
-        temporary = f".vemgr-{os.getpid()}"
-        fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent)
-        try:
-            os.write(fd, ((_MANAGED if managed else "") + operation.content).encode())
-            os.fchown(fd, self.plan.id_base, self.plan.id_base)
-            os.fchmod(fd, 0o644)
-        finally:
-            os.close(fd)
-        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-        os.close(parent)
+        program, number, first_line = self.program, self._number, _MANAGED if managed else b""
 
-    def _is_ours(self, parent: int, name: str) -> bool:
-        """At the first start everything is; afterwards what is absent or bears our first line."""
-        if self.plan.first:
-            return True
-        try:
-            # O_NONBLOCK: opening a fifo would wait for a writer for ever.
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        try:
-            return stat.S_ISREG(os.fstat(fd).st_mode) and os.read(fd, len(_MANAGED)) == _MANAGED.encode()
-        finally:
-            os.close(fd)
+        def content_of(plan: Plan) -> bytes:
+            operation = plan.operations[number]
+            assert isinstance(operation, operations.WriteFile)
+            return first_line + encoded(operation.content)
 
-    def _network(self, _operation: operations.Network) -> None:
-        netlink.send_batch(self.netlink_messages)
+        content = program.parameter(room_for(operation.content) + len(_MANAGED), content_of)
+        length = program.number(lambda plan: len(content_of(plan)))
+        # A VE that knew the name could put something there.
+        temporary = program.parameter(32, lambda _: f".vemgr-{secrets.token_hex(6)}".encode())
+        with program.descriptor() as parent:
+            name = self._open_parent(operation.path, parent)
+            skipped = self._unless_ours(parent, name) if managed and not self.plan.first else []
+            with program.descriptor() as fd:
+                program.call("openat", parent, temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644,
+                             into=fd)
+                program.call("write", fd, content, length)
+                program.call("fchown", fd, self._base, self._base)
+            program.call("renameat2", parent, temporary, parent, name, 0)
+            for call in skipped:
+                program.expect(call, ANY_ERROR)
+        program.release(length)
+
+    def _unless_ours(self, parent: Register, name: bytes) -> list[int]:
+        """What is absent or bears our first line is ours; returns the calls whose failure says that it is not."""
+        program, found = self.program, self.program.room(len(_MANAGED))
+        fd = program.register()
+        # O_NONBLOCK: opening a fifo would wait for a writer for ever, and reading one too.
+        opened = program.call("openat", parent, name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+                              into=fd)
+        count = program.register()
+        read = program.call("read", fd, found, len(_MANAGED), into=count)
+        program.call("close", fd)
+        whole = program.call("same", count, len(_MANAGED))
+        equal = program.call("equal", found, program.constant(_MANAGED), len(_MANAGED))
+        program.expect(opened, errno.ENOENT)
+        program.release(fd, count)
+        return [opened, read, whole, equal]
+
+    def network(self, _operation: operations.Network) -> None:
+        """Waits for the daemon's messages: until here the link was made while all the rest was set up."""
+        program = self.program
+        messages, answer = program.room(GO_ROOM), program.room(_ANSWER_ROOM)
+        length = self._await_go(messages)
+        with program.descriptor() as rtnl:
+            program.call("socket", 16, 3 | os.O_CLOEXEC, 0, into=rtnl)
+            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+                program.call("setsockopt", rtnl, _SOL_NETLINK, option, program.constant(struct.pack("=i", 1)), 4)
+            program.call("netlink", rtnl, messages, length, answer, _ANSWER_ROOM)
+        program.release(length)
+
+    def _await_go(self, messages: Data) -> Register:
+        length = self.program.register()
+        self.program.call("read", Register((0,)), messages, GO_ROOM, into=length)
+        empty = self.program.call("same", length, 0)
+        self.program.call("exit", 1)  # the keeper has given up
+        self.program.expect(empty, errno.EINVAL)
+        return length
+
+
+def shape(plan: Plan) -> tuple[Any, ...]:
+    """What of a plan is in its program: all but the values that are parameters, of which the rough length is."""
+    return (plan.init, plan.stage, plan.first, plan.capabilities, plan.id_count, room_for(plan.hostname),
+            *(_operation_shape(operation) for operation in plan.operations))
+
+
+def _operation_shape(operation: operations.Operation) -> Any:
+    if isinstance(operation, operations.Overlay):
+        return operation.target, operation.lowers, room_for(operation.data)
+    if isinstance(operation, operations.WriteFile):
+        return operation.path, operation.when, room_for(operation.content)
+    return operation
+
+
+def room_for(text: str) -> int:
+    """Bytes for a parameter whose value is now `text`, and in other VEs about as long."""
+    return max(64, 1 << len(encoded(text)).bit_length())
 
 
 _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
-    operations.Layer: Setup._layer,
-    operations.Overlay: Setup._overlay,
-    operations.Filesystem: Setup._filesystem,
-    operations.Directory: Setup._directory,
-    operations.Device: Setup._device,
-    operations.Symlink: Setup._symlink,
-    operations.Mask: Setup._mask,
-    operations.ReadOnly: Setup._read_only,
-    operations.WriteFile: Setup._write_file,
-    operations.Sysctl: Setup._sysctl,
-    operations.Console: Setup._console,
-    operations.Network: Setup._network,
+    operations.Layer: Setup.layer,
+    operations.Overlay: Setup.overlay,
+    operations.Filesystem: Setup.filesystem,
+    operations.Directory: Setup.directory,
+    operations.Device: Setup.device,
+    operations.Symlink: Setup.symlink,
+    operations.Mask: Setup.mask,
+    operations.ReadOnly: Setup.read_only,
+    operations.WriteFile: Setup.write_file,
+    operations.Sysctl: Setup.sysctl,
+    operations.Console: Setup.console_,
+    operations.Network: Setup.network,
 }

@@ -1,110 +1,202 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Forking the set-up process of a VE, and its conversation with the keeper.
+"""The birth of a VE as one program, and what its processes report while they execute it.
 
-    keeper --clone3--> set-up process --clone3(CLONE_PARENT)--> the VE's init (so a child of the keeper)
+    spawner --clone3--> set-up process --clone3(CLONE_PARENT)--> the VE's init; both are children of the keeper
 
-The set-up process reports over a socket pair: `cloned` with the descriptors of init and its network namespace, then
-waits for `go` with the network messages, executes the plan, lets init go and reports `started` or `failed`.
+The set-up process reports `cloned` with the descriptors of init and its network namespace, makes the VE's mounts, waits
+for the network messages (`go`), sends the console, lets init go and ends. The channel ends with init's exec.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
+import errno
 import os
 import signal
 import socket
-from typing import NoReturn
-
-import prctl
+import struct
+from typing import Any
 
 from vemgr.core.plan import Plan
-from vemgr.keeper import confine
-from vemgr.keeper.init import FAILURE_BOUND, GO, become_init
-from vemgr.keeper.protocol import channel_pair, receive, send
-from vemgr.keeper.setup import Setup, SetupError
-from vemgr.kernel import namespaces
+from vemgr.keeper.init import append_init
+from vemgr.keeper.program import CGROUP, CHANNEL, Data, Encoded, Program, Register
+from vemgr.keeper.protocol import channel_pair
+from vemgr.keeper.setup import GO_ROOM, Setup, room_for, shape
+from vemgr.keeper.spawner import Spawner
+from vemgr.kernel import libc, namespaces, netlink
 
 _INIT_NAMESPACES = (
     namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
     | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP
 )
+_AT_FDCWD = -100
+_FAILED, _CLONED, _CONSOLE, _GOING = range(4)  # kinds of reports
+_REPORT = struct.Struct("=III")  # kind; for a failure the position of the call and errno, else a number
+_NOSIGNAL = 0x4000
+_MOST_FDS = 2
+_PIPE_BUFFER = 8
+_OFFSETS_ROOM = 96
+_MAP_ROOM = 40
 
 
-def fork_setup(plan: Plan, cgroup_fd: int, filter_: bytes) -> tuple[int, int, socket.socket]:
-    """Fork the set-up process into the VE's cgroup; returns its pid, its pidfd and our end of the conversation."""
-    ours, theirs = channel_pair()
-    pid, pidfd = namespaces.clone3(namespaces.CLONE_NEWNS, cgroup_fd=cgroup_fd)
-    if pid == 0:
-        _set_up(plan, filter_, theirs)
-    theirs.close()
-    return pid, pidfd, ours
+class BirthProgram:
+    """What is executed, and the keeper's end of the conversation about it."""
+
+    def __init__(self, plan: Plan, filter_: bytes) -> None:
+        self._plan = plan
+        self._program = _program_for(plan, filter_)
+        self.channel: socket.socket
+
+    def begin(self, spawner: Spawner, cgroup_fd: int) -> tuple[int, int]:
+        """Fork the set-up process into the VE's cgroup; returns its pid and pidfd. Raises `OSError`."""
+        self.channel, theirs = channel_pair()
+        try:
+            return spawner.run(self._program.fill(self._plan), theirs.fileno(), cgroup_fd)
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+
+    def go(self, messages: list[bytes]) -> None:
+        """Give the set-up process its network messages. Raises `OSError`."""
+        last = len(messages)
+        data = b"".join(netlink.with_header(message, number, acknowledge=number == last)
+                        for number, message in enumerate(messages, start=1))
+        if len(data) > GO_ROOM:
+            raise OSError(errno.EMSGSIZE, "the VE has too many addresses and routes")
+        self.channel.send(data)
+
+    def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
+        """One report as a message, with its descriptors; (None, []) at the end of the conversation."""
+        data, fds, flags, _ = socket.recv_fds(self.channel, 4096, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return None, fds
+        if flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            return {"damaged": errno.EMFILE}, []
+        kind, number, code = _REPORT.unpack_from(data)
+        if kind == _FAILED:
+            return {"event": "failed", **self._failure(number, code, data[_REPORT.size:])}, fds
+        return {"event": ("", "cloned", "console", "going")[kind], "pid": number}, fds
+
+    def _failure(self, position: int, code: int, detail: bytes) -> dict[str, Any]:
+        subject = self._program.subject(position)
+        operation = self._plan.describe_operation(subject) if isinstance(subject, int) else subject
+        words = netlink.failure_text(detail) if operation == "network" else _explanation(detail)
+        return {"operation": operation, "errno": code, "error": words or os.strerror(code), "path": ""}
 
 
-def _set_up(plan: Plan, filter_: bytes, channel: socket.socket) -> NoReturn:
-    """The life of the set-up process."""
-    status = 1
-    try:
-        prctl.set_pdeathsig(signal.SIGKILL)
-        confine.hide()
-        forget_signals()
-        # Its child that mounts /proc is in the VE's pid namespace, and init, which is born of it, in all of them.
-        confine.close_all_but({channel.fileno()})
-        _converse(plan, filter_, channel)
-        status = 0
-    except SetupError as error:
-        send(channel, {"event": "failed", **error.facts()})
-    except Exception as error:  # a defect of ours: the keeper must still learn what happened
-        failure = error if isinstance(error, OSError) else OSError(0, f"{type(error).__name__}: {error}")
-        send(channel, {"event": "failed", **SetupError("clone", failure).facts()})
-    finally:
-        os._exit(status)
+def _explanation(log: bytes) -> str:
+    """What a mount context says of a failure: "e overlay: ..." (fsopen(2))."""
+    return log.decode(errors="replace").strip().removeprefix("e ")
 
 
-def forget_signals() -> None:
-    """The keeper's SIGCHLD handling writes to a pipe of the keeper: not ours to write to."""
-    signal.set_wakeup_fd(-1)
-    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_DFL)
+_programs: dict[tuple[Any, ...], Encoded] = {}
+_MOST_PROGRAMS = 64
 
 
-def _converse(plan: Plan, filter_: bytes, channel: socket.socket) -> None:
-    go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
-    failure_reader, failure_writer = os.pipe2(os.O_CLOEXEC)
-    namespaces.start_clocks_at_zero()
-    pid, pidfd = namespaces.clone3(_INIT_NAMESPACES | namespaces.CLONE_PARENT)
-    if pid == 0:
-        become_init(plan, filter_, go_reader, failure_writer)
-    os.close(failure_writer)
-    os.close(go_reader)
-    try:
-        _finish(plan, pid, pidfd, channel, go_writer)
-        _await_exec(failure_reader)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        raise
-    send(channel, {"event": "started"})
+def _program_for(plan: Plan, filter_: bytes) -> Encoded:
+    """One is made for all VEs that differ only in values, and kept."""
+    key = (filter_, *shape(plan))
+    found = _programs.get(key)
+    if found is None:
+        if len(_programs) >= _MOST_PROGRAMS:
+            _programs.clear()
+        found = _programs[key] = _birth_program(plan, filter_).encode()
+    return found
 
 
-def _finish(plan: Plan, pid: int, pidfd: int, channel: socket.socket, go_writer: int) -> None:
-    namespaces.write_id_maps(pid, plan.id_base, plan.id_count)
-    netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    send(channel, {"event": "cloned", "pid": pid}, [pidfd, netns])
-    os.close(netns)
-    setup = Setup(plan, pid, pidfd)
-    message, _ = receive(channel)
-    if message is None:
-        raise SetupError("wait for the network", InterruptedError(4, "the keeper gave up"))
-    setup.netlink_messages = [base64.b64decode(text) for text in message["messages"]]
-    setup.run()
+def _birth_program(plan: Plan, filter_: bytes) -> Program:
+    program = Program()
+    program.step("begin")
+    program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    program.call("close", CGROUP)
+    pid, pidfd, go = _clone_init(program, plan, filter_)
+    userns, netns = _identify(program, pid)
+    program.step("clone")
+    _report(program, _CLONED, pid, (pidfd, netns))
+    program.call("close", netns)
+    setup = Setup(program, plan, userns)
+    setup.stage()
+    program.step("enter namespaces")
+    program.call("setns", pidfd, namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
+                 | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP)
+    length = program.number(lambda plan: len(plan.hostname))
+    program.call("sethostname", program.parameter(room_for(plan.hostname), lambda plan: plan.hostname.encode()), length)
+    for operation in plan.operations:
+        setup.operation(operation)
+    setup.finish()
     if setup.console is not None:
-        send(channel, {"event": "console"}, list(setup.console))
-    os.write(go_writer, GO)
+        _report(program, _CONSOLE, 0, setup.console)
+    _report(program, _GOING, 0, ())
+    program.call("write", go, b"g", 1)
+    program.call("exit", 0)
+    return program
 
 
-def _await_exec(failure_reader: int) -> None:
-    failure = os.read(failure_reader, FAILURE_BOUND).decode(errors="replace")
-    if failure:
-        errno, _, text = failure.partition(" ")
-        raise SetupError("exec init", OSError(int(errno), text.strip()))
+def _clone_init(program: Program, plan: Plan, filter_: bytes) -> tuple[Register, Register, Register]:
+    """Init's pid and pidfd, and the pipe that lets it go."""
+    program.step("clone")
+    _start_clocks_at_zero(program)
+    pipe, number = program.room(_PIPE_BUFFER), program.room(8)
+    reader, writer, pid, pidfd = (program.register() for _ in range(4))
+    program.call("pipe2", pipe, os.O_CLOEXEC)
+    program.call("load32", pipe, into=reader)
+    program.call("load32", pipe.plus(4), into=writer)
+    flags = _INIT_NAMESPACES | namespaces.CLONE_PARENT | namespaces.CLONE_PIDFD
+    with program.forked(pid, flags, number):
+        append_init(program, plan, filter_, reader, writer)
+    program.step("clone")
+    program.call("close", reader)
+    program.call("load32", number, into=pidfd)
+    return pid, pidfd, writer
+
+
+def _start_clocks_at_zero(program: Program) -> None:
+    """A time namespace whose monotonic and boot clocks start now, for what is cloned next."""
+    program.call("unshare", namespaces.CLONE_NEWTIME)
+    with program.descriptor() as fd:
+        program.call("openat", _AT_FDCWD, b"/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, into=fd)
+        offsets = program.parameter(_OFFSETS_ROOM, lambda _: namespaces.offsets_to_zero().ljust(_OFFSETS_ROOM, b"\n"))
+        program.call("write", fd, offsets, _OFFSETS_ROOM)
+
+
+def _identify(program: Program, pid: Register) -> tuple[Register, Register]:
+    """Map init's ids; returns descriptors of its user and network namespaces."""
+    program.step("map ids")
+    name, userns, netns = program.room(24), program.register(), program.register()
+    program.call("decimal", name, pid)
+    content = program.parameter(_MAP_ROOM, lambda plan: f"0 {plan.id_base} {plan.id_count}".encode().ljust(_MAP_ROOM))
+    with program.descriptor() as proc, program.descriptor() as process:
+        program.call("openat", _AT_FDCWD, b"/proc", os.O_PATH | os.O_CLOEXEC, into=proc)
+        program.call("openat", proc, name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=process)
+        for kind in (b"uid_map", b"gid_map"):
+            with program.descriptor() as fd:
+                program.call("openat", process, kind, os.O_WRONLY | os.O_CLOEXEC, into=fd)
+                program.call("write", fd, content, _MAP_ROOM)
+        for kind, into in ((b"ns/user", userns), (b"ns/net", netns)):
+            program.call("openat", process, kind, os.O_RDONLY | os.O_CLOEXEC, into=into)
+    return userns, netns
+
+
+def _report(program: Program, kind: int, number: int | Register, fds: tuple[Register, ...]) -> None:
+    """sendmsg(2) of a report with descriptors (unix(7), SCM_RIGHTS)."""
+    content = program.buffer(_REPORT.pack(kind, 0, 0))
+    if not isinstance(number, int):
+        program.call("store32", content.plus(4), number)
+    rights = program.buffer(struct.pack("=QII2i", 16 + 4 * len(fds), socket.SOL_SOCKET, socket.SCM_RIGHTS, 0, 0))
+    for position, fd in enumerate(fds):
+        program.call("store32", rights.plus(16 + 4 * position), fd)
+    part = _pointer_and(program, content, _REPORT.size)
+    message = program.buffer(struct.pack("=7Q", 0, 0, 0, 1, 0, 24 if fds else 0, 0))
+    program.call("store64", message.plus(16), part)
+    if fds:
+        program.call("store64", message.plus(32), rights)
+    program.call("sendmsg", CHANNEL, message, _NOSIGNAL)
+
+
+def _pointer_and(program: Program, target: Data, length: int) -> Data:
+    part = program.buffer(struct.pack("=QQ", 0, length))
+    program.call("store64", part, target)
+    return part

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 
 from vemgr.kernel.libc import check, libc, number, syscall
 
@@ -24,12 +25,20 @@ NAMES = (
 )
 
 
-class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+def count() -> int:
+    """How many capabilities this kernel has; those newer than our table are bounded too."""
+    capability = 0
+    while libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+        capability += 1
+    return capability
 
 
-class _Data(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+def capset_arguments(allowed: set[int]) -> tuple[bytes, bytes]:
+    """The two structures of capset(2) that leave `allowed` effective and permitted, and nothing inheritable."""
+    mask = sum(1 << number_ for number_ in allowed)
+    halves = (mask & 0xFFFFFFFF, mask >> 32)
+    return (struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0),
+            struct.pack("=6I", *(value for half in halves for value in (half, half, 0))))
 
 
 def bound_to(keep: frozenset[str] | set[str]) -> None:
@@ -39,15 +48,9 @@ def bound_to(keep: frozenset[str] | set[str]) -> None:
     Capabilities newer than our table are dropped too. python-prctl has a table of fixed length, so this is done here.
     """
     allowed = {NAMES.index(name) for name in keep}
-    capability = 0
-    while libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+    for capability in range(count()):
         if capability not in allowed:
             check(libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
-        capability += 1
     check(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
-    mask = sum(1 << number_ for number_ in allowed)
-    halves = (_Data * 2)()
-    for index, half in enumerate(halves):
-        half.effective = half.permitted = mask >> (32 * index) & 0xFFFFFFFF
-    header = _Header(_LINUX_CAPABILITY_VERSION_3, 0)
-    syscall("capset", number("capset"), ctypes.byref(header), ctypes.byref(halves))
+    header, data = capset_arguments(allowed)
+    syscall("capset", number("capset"), ctypes.create_string_buffer(header, 8), data)

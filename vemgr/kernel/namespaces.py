@@ -74,28 +74,14 @@ def unshare(flags: int) -> None:
     check(libc.unshare(flags), "unshare")
 
 
-def write_id_maps(pid: int, base: int, count: int) -> None:
-    """Map ids 0..count-1 of the user namespace of `pid` to base..base+count-1 of ours (user_namespaces(7))."""
-    for kind in ("uid_map", "gid_map"):
-        with open(f"/proc/{pid}/{kind}", "wb", buffering=0) as file:
-            file.write(f"0 {base} {count}\n".encode())
-
-
-def start_clocks_at_zero() -> None:
-    """Give our future children a time namespace whose monotonic and boot clocks start now (time_namespaces(7))."""
-    unshare(CLONE_NEWTIME)
+def offsets_to_zero() -> bytes:
+    """For /proc/self/timens_offsets: clocks of a new time namespace that start about now (time_namespaces(7))."""
     lines = []
     for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME)):
         seconds, nanoseconds = divmod(time.clock_gettime_ns(clock), 10**9)
         # An offset is seconds plus nanoseconds, the latter in 0..999999999: -1.25 s is "-2 750000000".
         lines.append(f"{name} {-seconds - 1} {10**9 - nanoseconds - 1}\n")
-    with open("/proc/self/timens_offsets", "wb", buffering=0) as file:
-        file.write("".join(lines).encode())
-
-
-def sethostname(name: str) -> None:
-    encoded = name.encode()
-    check(libc.sethostname(encoded, len(encoded)), "sethostname", name)
+    return "".join(lines).encode()
 
 
 def close_on_exec_from(first: int) -> None:

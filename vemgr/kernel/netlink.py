@@ -63,10 +63,11 @@ def kind_of(message: bytes) -> int:
     return int(HEADER.unpack_from(message)[1])
 
 
-def with_header(message: bytes, sequence: int) -> bytes:
-    """The message as it is sent: our sequence number, and a request that wants an acknowledgement."""
+def with_header(message: bytes, sequence: int, *, acknowledge: bool = True) -> bytes:
+    """The message as it is sent: our sequence number, and a request that wants an acknowledgement. Without one the
+    kernel answers a failure only."""
     kind = kind_of(message)
-    flags = HEADER.unpack_from(message)[2] | NLM_F_REQUEST | NLM_F_ACK
+    flags = HEADER.unpack_from(message)[2] & ~NLM_F_ACK | NLM_F_REQUEST | (NLM_F_ACK if acknowledge else 0)
     return HEADER.pack(len(message), kind, flags, sequence, 0) + message[HEADER.size :]
 
 
@@ -82,6 +83,17 @@ def check(rtnl: socket.socket, sequence: int, kind: int) -> None:
         name = MESSAGE_NAMES.get(kind, f"rtnetlink message {kind}")
         why = explanation(answer, flags) or os.strerror(code)
         raise OSError(code, f"{name}: {why}")
+
+
+def failure_text(answer: bytes) -> str:
+    """What an error answer is about, and why: "RTM_NEWADDR: Invalid argument". Empty for what is none."""
+    if len(answer) < 2 * HEADER.size + ERRNO.size:
+        return ""
+    _, _, flags, _, _ = HEADER.unpack_from(answer)
+    kind = HEADER.unpack_from(answer, HEADER.size + ERRNO.size)[1]
+    code = -ERRNO.unpack_from(answer, HEADER.size)[0]
+    name = MESSAGE_NAMES.get(kind, f"rtnetlink message {kind}")
+    return f"{name}: {explanation(answer[:HEADER.unpack_from(answer)[0]], flags) or os.strerror(code)}"
 
 
 def explanation(answer: bytes, flags: int) -> str:
