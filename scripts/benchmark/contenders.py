@@ -18,7 +18,7 @@ from typing import Any
 from benchmark.measure import Failed
 from benchmark.process import run, timed
 from benchmark.tree import make_tree
-from vemgr.core import resources
+from vemgr.core import resources, syscalls
 from vemgr.core.plan import CAPABILITIES, ID_COUNT, Mask, ReadOnly, kernel_operations
 from vemgr.kernel import seccomp
 
@@ -139,16 +139,20 @@ def _spec(base: Path, tree: Path) -> dict[str, Any]:
 
 def _seccomp() -> dict[str, Any]:
     """vemgr's filter in the words of the OCI runtime specification ("config-linux.md", Seccomp)."""
-    denied = seccomp.denied_names()
-    allowed = seccomp.known_syscalls() - denied - {"personality"}
+    refused = syscalls.refusals(frozenset())
+    known = {name for table in seccomp.tables().values() for name in table.values()}
+    # Of arguments it knows lists of what is good; a list of what is bad, as for ioctl, it cannot be told.
+    listed = {name: conditions[0] for name, conditions in syscalls.CONDITIONS.items() if not conditions[0].inverted}
     rules: list[dict[str, Any]] = [
-        {"names": sorted(allowed), "action": "SCMP_ACT_ALLOW"},
-        {"names": sorted(denied), "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+        {"names": sorted(known - set(refused) - set(listed)), "action": "SCMP_ACT_ALLOW"},
+        *({"names": sorted(name for name in refused if refused[name] == errno), "action": "SCMP_ACT_ERRNO",
+           "errnoRet": errno} for errno in sorted(set(refused.values()))),
     ]
-    rules += [{"names": ["personality"], "action": "SCMP_ACT_ALLOW",
-               "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]} for value in seccomp.PERSONALITIES]
+    rules += [{"names": [name], "action": "SCMP_ACT_ALLOW",
+               "args": [{"index": condition.position, "value": value, "op": "SCMP_CMP_EQ"}]}
+              for name, condition in listed.items() for value in condition.values]
     return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": rules,
-            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"] if os.uname().machine == "x86_64" else []}
+            "architectures": ["SCMP_ARCH_X86_64"] if os.uname().machine == "x86_64" else []}
 
 
 def _limits(settings: Mapping[str, str]) -> dict[str, Any]:

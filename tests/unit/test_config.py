@@ -23,6 +23,7 @@ OTHER = {
     "cpus": "1.5", "cpu-weight": "300", "cpu-mask": "0-2,5", "memory": "512M", "swap": "256M", "pids": "50",
     "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
     "network": "none", "address": "10.1.2.3", "hostname": "web.example", "init": "/sbin/init --x 'a b'",
+    "allow": "i386,nesting", "user-namespaces": "0",
     "on-boot": "yes", "stop-timeout": "5", "description": "a line",
 }
 

@@ -69,7 +69,7 @@ class World:
                 choose=self.choose, prepare=self.later("networking.prepare"), resolv_conf=lambda: "",
                 connect=self.later("networking.connect", [b"message"]),
                 disconnect=self.later("networking.disconnect")),
-            logs=Logs(f"{directory}/run"), filter_fd=-1)
+            logs=Logs(f"{directory}/run"), filters=SimpleNamespace(fd=lambda _allow: -1))
 
     def step(self, name):
         self.done.append(name)

@@ -16,6 +16,8 @@ from typing import Any
 
 from vemgr.core import resources as units
 from vemgr.core.errors import BadParameter, BadValue
+from vemgr.core.plan import USER_NAMESPACES
+from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -23,6 +25,7 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _LONGEST_TEXT = 500
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
 AUTOMATIC = -1  # of swap: none where memory is limited, unlimited otherwise
+_MOST_NAMESPACES = 65536
 _MOST_PIDS = 4194304  # the kernel's PID_MAX_LIMIT
 
 
@@ -45,6 +48,8 @@ class Settings:
     address: str | None = None
     hostname: str | None = None
     init: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    user_namespaces: int = USER_NAMESPACES
     on_boot: bool = False
     stop_timeout: int = 30  # seconds
     description: str = ""
@@ -125,6 +130,14 @@ def _parse_init(field_: str, text: str) -> tuple[str, ...]:
     return words
 
 
+def _parse_allow(field_: str, text: str) -> tuple[str, ...]:
+    words = {word.strip() for word in text.split(",")} - {""}
+    if unknown := words - set(ALLOWABLE):
+        raise BadValue(field_, ",".join(sorted(unknown))[:80], "not something that is closed by default",
+                       remedy=f"there are: {', '.join(ALLOWABLE)}")
+    return tuple(sorted(words))
+
+
 def _parse_flag(field_: str, text: str) -> bool:
     if text not in ("yes", "no"):
         raise BadValue(field_, text, "not a flag", remedy="write 'yes' or 'no'")
@@ -163,6 +176,10 @@ SETTINGS: tuple[Setting, ...] = (
             live=False),
     Setting("init", "COMMAND", _parse_init, shlex.join,
             "what runs as process 1, empty for the template's own or the built-in one", live=False),
+    Setting("allow", "WORD,...", _parse_allow, ",".join,
+            f"system calls that are closed by default: {', '.join(ALLOWABLE)}", live=False),
+    Setting("user-namespaces", "N", _count(0, _MOST_NAMESPACES), str,
+            "how many user namespaces each user inside may have, 0 for none", live=False),
     Setting("on-boot", "yes|no", _parse_flag, lambda value: "yes" if value else "no", "start with the host"),
     Setting("stop-timeout", "SECONDS", _count(0, 3600), str,
             "how long a stop waits for the VE to end by itself"),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from vemgr.core.layers import Template
 
 ID_COUNT = 65536
+USER_NAMESPACES = 128  # sandboxes of browsers and services need them, each one or two
 TTY_GROUP = 5  # the group of terminals in every distribution
 PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -163,7 +164,8 @@ _KINDS: dict[str, type[Operation]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """`init`: argument vector of the VE's PID 1, empty for the built-in reaper. `first`: never started before."""
+    """`init`: argument vector of the VE's PID 1, empty for the built-in reaper. `first`: never started before.
+    `user_namespaces`: how many of them each user inside may have."""
 
     name: str
     hostname: str
@@ -173,6 +175,7 @@ class Plan:
     first: bool
     operations: tuple[Operation, ...]
     capabilities: tuple[str, ...] = CAPABILITIES
+    user_namespaces: int = USER_NAMESPACES
     id_count: int = ID_COUNT
 
     def expand(self, text: str) -> str:
@@ -191,6 +194,7 @@ class Plan:
         return [
             "clone namespaces=user,pid,net,uts,ipc,cgroup,time,mnt into the VE's cgroup",
             f"map ids 0-{self.id_count - 1} to {self.id_base}-{self.id_base + self.id_count - 1}",
+            f"user namespaces at most {self.user_namespaces} of each user",
             f"hostname {self.hostname}",
             *(self.expand(operation.describe()) for operation in self.operations),
             f"capabilities {','.join(self.capabilities)}",
@@ -222,9 +226,9 @@ def _tuple(value: Any) -> Any:
 # runc's and systemd-nspawn's lists: what tells of the host or acts on it. Access is denied by the user namespace
 # already; the masks are the second wall, and the VE cannot lift them (they are locked by mount_namespaces(7)).
 _PROC_MASKED = (
-    "acpi", "asound", "interrupts", "kcore", "keys", "key-users", "kallsyms", "kmsg", "kpagecgroup", "kpagecount",
-    "kpageflags", "latency_stats", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats",
-    "vmallocinfo",
+    "acpi", "asound", "cmdline", "config.gz", "diskstats", "interrupts", "iomem", "kcore", "keys", "key-users",
+    "kallsyms", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "modules", "partitions",
+    "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo",
 )
 _SYS_MASKED = ("firmware", "dev", "power", "module", "kernel/security", "devices/virtual/powercap",
                "devices/virtual/dmi", "fs/bpf", "fs/pstore", "kernel/debug", "kernel/tracing", "kernel/slab",

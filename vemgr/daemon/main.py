@@ -24,11 +24,11 @@ from vemgr.api.location import DEFAULT_PATH, load_config
 from vemgr.core.errors import KernelLacks, SystemFailure, Unreachable, VemgrError
 from vemgr.core.host import HostConfig
 from vemgr.daemon.service import DaemonService
-from vemgr.kernel import seccomp
 from vemgr.kernel.cgroups import CgroupTree, find_top
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
+from vemgr.runtime.filters import Filters
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
@@ -232,24 +232,8 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         limits=Limits(tree, data), devices=DevicePolicy(), networking=Networking(config),
-        logs=Logs(config.run_dir), filter_fd=_filter(config.run_dir),
+        logs=Logs(config.run_dir), filters=Filters(config.run_dir),
     )
-
-
-def _filter(run_dir: str) -> int:
-    """The compiled system call filter in a memory file; compiled once per boot and version, then read from /run."""
-    path = f"{run_dir}/seccomp-{vemgr.__version__}-{seccomp.digest()}.bpf"
-    try:
-        with open(path, "rb") as file:
-            program = file.read()
-    except FileNotFoundError:
-        program = seccomp.compile_filter()
-        with open(f"{path}.new", "wb") as file:
-            file.write(program)
-        os.rename(f"{path}.new", path)
-    fd = os.memfd_create("vemgr-seccomp", os.MFD_CLOEXEC)
-    os.write(fd, program)
-    return fd
 
 
 def _lock(config: HostConfig) -> int:

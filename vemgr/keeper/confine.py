@@ -23,6 +23,14 @@ def hide() -> None:
     prctl.set_dumpable(0)
 
 
+def core_limits() -> tuple[int, int]:
+    """RLIMIT_CORE of a VE's processes, from the host's /proc. Where cores go to a program, the host would run that as
+    its root, with what a VE's process has in its memory: a limit of 1 is the kernel's word for not to (do_coredump),
+    and the VE cannot raise it."""
+    with open("/proc/sys/kernel/core_pattern", "rb", buffering=0) as file:
+        return (1, 1) if file.read(1) in (b"|", b"@") else resource.getrlimit(resource.RLIMIT_CORE)
+
+
 def close_all_but(keep: Iterable[int]) -> None:
     """Close what was inherited of the keeper: other VEs' pidfds and consoles, the daemon's socket. 0, 1 and 2 become
     what the keeper's 0 is, /dev/null. To be done before anything of the VE could reach us."""

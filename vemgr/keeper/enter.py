@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import socket
 import stat
@@ -74,6 +75,7 @@ def _enter(command: Command, init_pidfd: int, filter_: bytes, stdio: list[int], 
     try:
         confine.hide()
         _forget_signals()
+        resource.setrlimit(resource.RLIMIT_CORE, confine.core_limits())
         confine.close_all_but({init_pidfd, channel.fileno(), *stdio})
         namespaces.setns(init_pidfd, _ALL_NAMESPACES)
         confine.hide()

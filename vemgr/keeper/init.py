@@ -17,16 +17,19 @@ import struct
 import termios
 
 from vemgr.core.plan import PAYLOAD_ENVIRONMENT, Plan
-from vemgr.keeper.confine import OPEN_FILES
+from vemgr.keeper.confine import OPEN_FILES, core_limits
 from vemgr.keeper.program import CHANNEL, Program, Register, encoded
 from vemgr.kernel import capabilities, libc, namespaces, seccomp
 
 _AT_FDCWD = -100
+_COUNT_ROOM = 8
 
 
 def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_writer: Register) -> None:
     """`go`: descriptor that gives one byte when the set-up is complete; its end alone means give up. The channel is
     closed by exec, so its end without a report is success."""
+    program.step("bound user namespaces")
+    _bound_user_namespaces(program)
     program.step("wait for the set-up")
     program.call("close", go_writer)  # then nothing but these two and 0, 1, 2 is open: the spawner has no more itself
     count, ready = program.register(), program.room(8)
@@ -42,6 +45,15 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_w
     else:
         program.call("close", CHANNEL)
         program.call("stay")
+
+
+def _bound_user_namespaces(program: Program) -> None:
+    """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it, which is the VE's from the
+    clone on. By the host's /proc, since the VE's own will be read-only."""
+    with program.descriptor() as fd:
+        program.call("openat", _AT_FDCWD, b"/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
+        count = program.parameter(_COUNT_ROOM, lambda plan: str(plan.user_namespaces).encode().ljust(_COUNT_ROOM))
+        program.call("write", fd, count, _COUNT_ROOM)
 
 
 def _enter_ve(program: Program) -> None:
@@ -81,6 +93,8 @@ def _confine(program: Program, plan: Plan, filter_: bytes) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limits = struct.pack("=QQ", *(min(limit, hard) for limit in OPEN_FILES))
     program.call("prlimit64", 0, resource.RLIMIT_NOFILE, program.constant(limits), 0)
+    cores = program.parameter(16, lambda _: struct.pack("=qq", *core_limits()))
+    program.call("prlimit64", 0, resource.RLIMIT_CORE, cores, 0)
 
 
 def _hide(program: Program) -> None:

@@ -87,7 +87,8 @@ class Setup:
         self._tmpfs("mask")
         program.call("mkdirat", _AT_FDCWD, b"mask/directory", 0o555)
         with program.descriptor() as fd:
-            program.call("openat", _AT_FDCWD, b"mask/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0, into=fd)
+            # Readable: programs take an empty /proc/cmdline better than one that they may not open.
+            program.call("openat", _AT_FDCWD, b"mask/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444, into=fd)
         # Every mask is a clone of a mount of this one, and inherits that it is read-only.
         with program.descriptor() as fd:
             program.call("openat", _AT_FDCWD, b"mask", _DIRECTORY, into=fd)

@@ -110,7 +110,7 @@ def _program_for(plan: Plan, filter_: bytes) -> Encoded:
 def _birth_program(plan: Plan, filter_: bytes) -> Program:
     program = Program()
     program.step("begin")
-    program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    _protect(program)
     program.call("close", CGROUP)
     pid, pidfd, go = _clone_init(program, plan, filter_)
     userns, netns = _identify(program, pid)
@@ -145,12 +145,23 @@ def _clone_init(program: Program, plan: Plan, filter_: bytes) -> tuple[Register,
     program.call("load32", pipe, into=reader)
     program.call("load32", pipe.plus(4), into=writer)
     flags = _INIT_NAMESPACES | namespaces.CLONE_PARENT | namespaces.CLONE_PIDFD
+    # Who makes a user namespace is charged for all that is counted per user in it: inotify instances, namespaces,
+    # queued signals, message queues. That must not be the host's root, or one VE could use up what belongs to all.
+    program.call("setresuid", -1, program.number(lambda plan: plan.id_base), -1)
     with program.forked(pid, flags, number):
         append_init(program, plan, filter_, reader, writer)
     program.step("clone")
+    program.call("setresuid", -1, 0, -1)
+    _protect(program)  # a change of ids has undone it
     program.call("close", reader)
     program.call("load32", number, into=pidfd)
     return pid, pidfd, writer
+
+
+def _protect(program: Program) -> None:
+    """End with the keeper, and let nobody of a VE look in."""
+    program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    program.call("prctl", libc.PR_SET_DUMPABLE, 0)
 
 
 def _start_clocks_at_zero(program: Program) -> None:

@@ -1,106 +1,128 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system call filter of a VE: seccomp(2), compiled by libseccomp in the daemon, installed by who enters a VE.
+"""The system call filter of a VE: seccomp(2), made by the daemon of `core.syscalls`, installed by who enters a VE.
 
-An allow list: what libseccomp knows on this machine, less `DENIED`. A call that is in neither answers ENOSYS, so a
-system call that a newer kernel adds is closed until somebody has thought about it, and programs fall back as on an
-older kernel.
+The numbers are libseccomp's; what it does not know is refused. The program is our own: a binary search over ranges of
+numbers, a quarter of what libseccomp writes (the kernel translates it anew for every process that enters a VE), and
+arguments are compared by their lower half, which is all that the kernel looks at (CVE-2019-10063 passed the upper).
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import platform
-import tempfile
+import struct
+from itertools import groupby
 
+from vemgr.core import syscalls
+from vemgr.core.syscalls import ENOSYS, Condition
 from vemgr.kernel.libc import number, syscall
 
 SECCOMP_SET_MODE_FILTER = 1
-_HIGHEST_SYSCALL = 600  # past the end of every architecture's table
+_LOAD, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x06  # linux/bpf_common.h
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_NR, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data, for little-endian machines
+_FARTHEST = 255  # a conditional jump has 8 bits
 
-# Why each is closed to a VE; generated into SECURITY.md's list by `denied_names`.
-DENIED: dict[str, tuple[str, ...]] = {
-    "loads code into the kernel": (
-        "init_module", "finit_module", "delete_module", "create_module", "query_module", "get_kernel_syms",
-        "kexec_load", "kexec_file_load", "bpf",
-    ),
-    "sets something that the whole host shares": (
-        "settimeofday", "clock_settime", "clock_settime64", "clock_adjtime", "clock_adjtime64", "adjtimex", "stime",
-        "swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "nfsservctl", "set_mempolicy_home_node",
-    ),
-    "touches hardware": ("iopl", "ioperm", "pciconfig_iobase", "pciconfig_read", "pciconfig_write", "vm86", "vm86old"),
-    "keyrings are not separated by namespaces": ("add_key", "request_key", "keyctl"),
-    "shows the host's kernel log": ("syslog",),
-    "large attack surface, or a favourite tool of exploits, that servers do not need": (
-        "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
-        "open_by_handle_at", "lookup_dcookie", "kcmp", "fanotify_init", "migrate_pages", "move_pages",
-        "remap_file_pages", "modify_ldt", "memfd_secret",
-    ),
-    "obsolete": (
-        "uselib", "ustat", "sysfs", "_sysctl", "afs_syscall", "getpmsg", "putpmsg", "tuxcall", "security", "vserver",
-        "epoll_ctl_old", "epoll_wait_old", "idle", "bdflush", "get_thread_area_old",
-    ),
-}
-# personality(2): only the values that ordinary programs ask for (Linux, 32-bit Linux, each without randomisation
-# being off, and the query); others weaken the address space layout.
-PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+Code = bytes
+"""Instructions of classic BPF, 8 bytes each."""
 
 
-def denied_names() -> frozenset[str]:
-    return frozenset(name for names in DENIED.values() for name in names)
+def compile_filter(allow: frozenset[str] = frozenset()) -> Code:
+    """The filter of a VE for whose setting `allow` opens what is named."""
+    return assemble(tables(allow), allow)
 
 
-def compile_filter() -> bytes:
-    """The filter as classic BPF instructions, 8 bytes each. Raises `OSError` when libseccomp refuses."""
+def tables(allow: frozenset[str] = frozenset()) -> dict[int, dict[int, str]]:
+    """The system calls that libseccomp knows, by number, for each architecture that a program in a VE may have."""
     import pyseccomp  # noqa: PLC0415  (only the daemon compiles; the keeper must stay small)
 
-    filter_ = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
-    filter_.set_attr(pyseccomp.Attr.CTL_NNP, 0)
-    filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(errno.ENOSYS))
-    for arch in _arches()[1:]:
-        filter_.add_arch(arch)
-    denied = denied_names()
-    for name in sorted(known_syscalls()):
-        if name == "personality":
-            for value in PERSONALITIES:
-                filter_.add_rule(pyseccomp.ALLOW, name, pyseccomp.Arg(0, pyseccomp.EQ, value))
-        elif name in denied:
-            filter_.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
-        else:
-            filter_.add_rule(pyseccomp.ALLOW, name)
-    with tempfile.TemporaryFile() as file:
-        filter_.export_bpf(file)
-        file.seek(0)
-        return file.read()
+    native = pyseccomp.system_arch()
+    arches = [native]
+    if native == pyseccomp.Arch.X86_64 and syscalls.I386 in allow:
+        arches.append(pyseccomp.Arch.X86)
+    return {arch: table_of(arch) for arch in arches}
 
 
-def digest() -> str:
-    """Names this filter's policy: a compiled one is good as long as it does not change."""
+def table_of(arch: int) -> dict[int, str]:
+    import pyseccomp  # noqa: PLC0415
+
+    names = {}
+    for nr in range(syscalls.NEWEST + 1):
+        try:
+            names[nr] = pyseccomp.resolve_syscall(arch, nr).decode()
+        except ValueError:
+            continue
+    return names
+
+
+def assemble(tables_: dict[int, dict[int, str]], allow: frozenset[str]) -> Code:
+    """`tables_`: of each architecture, by its AUDIT_ARCH, the names by number. Every other architecture is refused, and
+    so are the calls of x32, which has the architecture of x86-64 and numbers of its own."""
+    refused = syscalls.refusals(allow)
+    code = _instruction(_LOAD, _ARCH)
+    for arch, names in tables_.items():
+        actions = [_action(names.get(nr), refused) for nr in range(syscalls.NEWEST + 1)] + [_return(_ERRNO | ENOSYS)]
+        starts = [(next(group)[0], action) for action, group in groupby(enumerate(actions), key=lambda pair: pair[1])]
+        block = _instruction(_LOAD, _NR) + _search(starts)
+        code += _instruction(_IF_EQUAL, arch, 1, 0) + _instruction(_JUMP, _length(block)) + block
+    return code + _return(_ERRNO | ENOSYS)
+
+
+def _action(name: str | None, refused: dict[str, int]) -> Code:
+    if name is None:
+        return _return(_ERRNO | ENOSYS)
+    if name in refused:
+        return _return(_ERRNO | refused[name])
+    return b"".join(map(_check, syscalls.CONDITIONS.get(name, ()))) + _return(_ALLOW)
+
+
+def _check(condition: Condition) -> Code:
+    """Return the errno where the condition does not hold, else go on behind."""
+    count = len(condition.values)
+    code = _instruction(_LOAD, _ARGUMENTS + 8 * condition.position)
+    for left, value in zip(range(count - 1, -1, -1), condition.values, strict=True):
+        # Behind the comparisons are the failure and, where one of the values is bad, a jump past it for all others.
+        code += _instruction(_IF_EQUAL, value, left + 1, 0)
+    if condition.inverted:
+        code += _instruction(_JUMP, 1)
+    code += _return(_ERRNO | condition.errno)
+    if condition.only_if is not None:
+        argument, value = condition.only_if
+        code = (_instruction(_LOAD, _ARGUMENTS + 8 * argument) + _instruction(_IF_EQUAL, value, 0, _length(code))
+                + code)
+    return code
+
+
+def _search(starts: list[tuple[int, Code]]) -> Code:
+    """Decide on the loaded number by halves. `starts`: the first number of each range, and what is done about it."""
+    if len(starts) == 1:
+        return starts[0][1]
+    middle = len(starts) // 2
+    below, above = _search(starts[:middle]), _search(starts[middle:])
+    pivot, far = starts[middle][0], _length(below)
+    if far <= _FARTHEST:
+        return _instruction(_IF_AT_LEAST, pivot, far, 0) + below + above
+    return _instruction(_IF_AT_LEAST, pivot, 0, 1) + _instruction(_JUMP, far) + below + above
+
+
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> Code:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _return(action: int) -> Code:
+    return _instruction(_RETURN, action)
+
+
+def _length(code: Code) -> int:
+    return len(code) // 8
+
+
+def digest(allow: frozenset[str] = frozenset()) -> str:
+    """Names the policy: a filter that was compiled is good as long as this does not change."""
     import hashlib  # noqa: PLC0415
 
-    return hashlib.sha256(repr((DENIED, PERSONALITIES, platform.machine())).encode()).hexdigest()[:16]
-
-
-def _arches() -> list[int]:
-    """This machine's own first."""
-    import pyseccomp  # noqa: PLC0415
-
-    native: int = pyseccomp.system_arch()
-    return [native, pyseccomp.Arch.X86] if native == pyseccomp.Arch.X86_64 else [native]  # 32-bit programs
-
-
-def known_syscalls() -> set[str]:
-    """What libseccomp knows on this machine."""
-    import pyseccomp  # noqa: PLC0415
-
-    names = set()
-    for arch in _arches():
-        for nr in range(_HIGHEST_SYSCALL):
-            try:
-                names.add(pyseccomp.resolve_syscall(arch, nr).decode())
-            except ValueError:
-                continue
-    return names
+    policy = (syscalls.NEWEST, syscalls.REFUSED, syscalls.CONDITIONS, sorted(allow), platform.machine())
+    return hashlib.sha256(repr(policy).encode()).hexdigest()[:16]
 
 
 class _Program(ctypes.Structure):

@@ -16,6 +16,7 @@ from vemgr.core.host import HostConfig
 from vemgr.core.lifecycle import State, Verb
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
+from vemgr.runtime.filters import Filters
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.networking import Networking
@@ -37,7 +38,7 @@ class Parts:
     devices: DevicePolicy
     networking: Networking
     logs: Logs
-    filter_fd: int
+    filters: Filters
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.
     imports: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "import"))

@@ -214,7 +214,8 @@ class Manager:
             raise SystemFailure(f"VE {name}: its cgroup cannot be entered: {error.strerror}") from error
         try:
             return await self._launcher.exec(name, {**command, "kind": "main" if main else "exec"}, cgroup_fd,
-                                             self._parts.filter_fd, status_fd, stdio)
+                                             self._parts.filters.fd(instance.definition.settings.allow), status_fd,
+                                             stdio)
         finally:
             os.close(cgroup_fd)
 

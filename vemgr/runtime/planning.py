@@ -46,6 +46,7 @@ def make_plan(definition: Definition, template: Template, *, data: str, stage: s
     return Plan(
         name=definition.name, hostname=definition.hostname, id_base=definition.id_base,
         init=choose_init(definition, template), stage=stage, first=not definition.started, operations=operations,
+        user_namespaces=definition.settings.user_namespaces,
     )
 
 

@@ -63,7 +63,7 @@ class Starter:
             cgroup_fd = await self._make_cgroup(definition, undo)
             if networked:
                 undo.push_async_callback(self._disconnect, definition.name)
-            child = await self._launcher.start(plan, cgroup_fd, parts.filter_fd,
+            child = await self._launcher.start(plan, cgroup_fd, parts.filters.fd(definition.settings.allow),
                                                lambda birth: self._connect(definition, birth))
             undo.pop_all()
             os.close(cgroup_fd)
