@@ -8,19 +8,24 @@ import os
 from vemgr.core.errors import SystemFailure
 
 
+def forwarding() -> int:
+    """net.ipv4.ip_forward, to be recorded before it is changed. Raises SystemFailure."""
+    return int(read_setting("net/ipv4/ip_forward"))
+
+
 def enable_forwarding() -> int:
-    """Let the host route IPv4, if it does not; returns the previous value of net.ipv4.ip_forward, to be recorded.
+    """Let the host route IPv4, if it does not; returns the previous value of net.ipv4.ip_forward.
 
     Must come before `ensure_bridge`: the kernel resets every interface's settings when this value changes.
     """
-    previous = int(read_setting("net/ipv4/ip_forward"))
+    previous = forwarding()
     if previous == 0:
         write_setting("net/ipv4/ip_forward", 1)
     return previous
 
 
 def restore_forwarding(previous: int) -> None:
-    """Undo `enable_forwarding`, given what it returned."""
+    """Undo `enable_forwarding`, given what `forwarding` was before."""
     if previous == 0:
         write_setting("net/ipv4/ip_forward", 0)
 

@@ -9,6 +9,7 @@ import os
 
 from vemgr.core.addresses import Pool, choose_subnet
 from vemgr.core.host import HostConfig
+from vemgr.kernel.durable import replace_file
 from vemgr.kernel.firewall import Firewall, Rules
 from vemgr.kernel.network import (
     BridgeNetwork,
@@ -19,8 +20,9 @@ from vemgr.kernel.network import (
     mac_for,
     restore_forwarding,
 )
+from vemgr.kernel.sysctl import forwarding
 from vemgr.runtime.resolver import resolv_conf_for
-from vemgr.runtime.store import replace_file, storage_errors
+from vemgr.runtime.store import storage_errors
 
 _RESOLV_CONF = "/etc/resolv.conf"
 _UPSTREAM = "/run/systemd/resolve/resolv.conf"
@@ -82,7 +84,8 @@ class Networking:
     async def _prepare(self) -> None:
         pool = await self._choose()
         await self._open()
-        self._remember_forwarding(enable_forwarding())
+        self._remember_forwarding()
+        enable_forwarding()
         await self._bridge.ensure_bridge(pool.gateway, pool.prefixlen)
         _, resolver = self._resolver()
         Firewall(self._config.table).ensure(Rules(self._config.bridge, pool.subnet, pool.gateway, resolver))
@@ -91,11 +94,12 @@ class Networking:
         self._mtu = await self._bridge.uplink_mtu()
         self._prepared = True
 
-    def _remember_forwarding(self, previous: int) -> None:
-        # The first value since boot is the host's own; later we only see what we wrote.
+    def _remember_forwarding(self) -> None:
+        # The first value since boot is the host's own; later we only see what we wrote. Before it is changed: the next
+        # daemon, if this one is killed in between, must not take ours for the host's.
         if not os.path.exists(self._forwarding):
             with storage_errors("remember net.ipv4.ip_forward"):
-                replace_file(self._forwarding, str(previous))
+                replace_file(self._forwarding, str(forwarding()))
 
     async def connect(self, ve: str, netns_fd: int, address: str) -> list[bytes]:
         """Give a VE's network namespace its link; returns the messages that configure its inside."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 
 from vemgr.core.config import check_name
 from vemgr.core.errors import TemplateNotFound, VemgrError
@@ -22,6 +23,7 @@ def load_definitions(manager: Manager, parts: Parts) -> None:
     """Take every definition into account. A VE whose definition is broken goes on if it runs, and can be stopped or
     destroyed; what it holds is not given to another."""
     for name in parts.store.names():
+        parts.store.tidy(name)
         try:
             manager.instances.admit(parts.store.load(name))
         except VemgrError as error:
@@ -70,6 +72,11 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
         # What was asked for, not what has come of it: a daemon may have died between the two.
         if parts.tree[name].freeze:
             instance.state = State.SUSPENDED
+    if not instance.definition.started:
+        # The daemon that started it died before it could note that; the next start would write /etc/hosts again.
+        instance.definition = replace(instance.definition, started=True)
+        with contextlib.suppress(VemgrError):
+            parts.store.save(instance.definition)
     log.info("VE %s is %s, process %d", name, instance.state, child.pid)
 
 

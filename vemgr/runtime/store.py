@@ -22,6 +22,7 @@ from tomlkit.exceptions import ParseError
 from vemgr.core.config import Definition, check_name, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
 from vemgr.core.plan import ID_COUNT
+from vemgr.kernel.durable import make_directories, replace_file, sync_directory, unfinished
 from vemgr.kernel.removal import remove_tree
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Store:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         with storage_errors("make the state directory"):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            make_directories(directory)
 
     def path(self, name: str) -> str:
         return f"{self.directory}/{name}"
@@ -94,7 +95,7 @@ class Store:
                 if os.path.lexists(path):
                     raise VEExists(definition.name)
                 os.rename(partial, path)
-                _sync_directory(self.directory)
+                sync_directory(self.directory)
             except BaseException:
                 with suppress(OSError):
                     remove_tree(partial)
@@ -124,8 +125,13 @@ class Store:
         gone = f"{self.directory}/.{name}.{secrets.token_hex(4)}.removed"
         with storage_errors(f"remove VE {name}"):
             os.rename(self.path(name), gone)
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
         return gone
+
+    def tidy(self, name: str) -> None:
+        """Delete what a `save` that was killed has left; only while nobody saves."""
+        with suppress(OSError):
+            os.unlink(unfinished(f"{self.path(name)}/config.toml"))
 
     @staticmethod
     def purge(gone: str) -> None:
@@ -199,31 +205,3 @@ def _merge(document: tomlkit.TOMLDocument, name: str, values: Mapping[str, objec
     for key, value in values.items():
         if key not in table or table[key] != value:
             table[key] = value
-
-
-def replace_file(path: str, text: str) -> None:
-    """Replace a small file as a whole, durably. Raises `OSError`; then the old file is as it was."""
-    temporary = f"{path}.new"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            data = text.encode()
-            while data:
-                data = data[os.write(fd, data):]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_directory(os.path.dirname(path))
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from vemgr.core.errors import TemplateNotFound, TemplateUnusable
 from vemgr.core.layers import InitKind, Template, TemplateKind, Tree
+from vemgr.kernel.durable import replace_file
 
 FILE = "template.toml"
 _SIZE_BOUND = 64 * 1024
@@ -47,18 +48,7 @@ def mask_name(link: str) -> str:
 
 def write_record(directory: Path, record: Record) -> None:
     """Writes the file so that it is on disk when this returns. Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        text = tomlkit.dumps(msgspec.to_builtins(record))
-        temporary = os.open(f"{FILE}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{FILE}.new", FILE, src_dir_fd=fd, dst_dir_fd=fd)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    replace_file(str(directory / FILE), tomlkit.dumps(msgspec.to_builtins(record)))
 
 
 def read_template(directory: Path, host_root: str) -> Template:

@@ -30,6 +30,7 @@ from vemgr.core.errors import (
     TemplateUnusable,
 )
 from vemgr.core.layers import HOST_TEMPLATE, Template, check_template_name
+from vemgr.kernel.durable import make_directories, sync_directory
 from vemgr.kernel.removal import remove_tree
 from vemgr.templates.archive import DEFAULT_LIMITS, ArchiveLimits, unpack
 from vemgr.templates.facts import describe_tree, read_os_release
@@ -185,7 +186,7 @@ class Templates:
         partial = self._partial_path(name)
         with _failures(f"template {name} could not be stored"):
             # Root only: the setuid programs and the secrets of a tree are nobody else's business on the host.
-            self.directory.mkdir(0o700, parents=True, exist_ok=True)
+            make_directories(str(self.directory))
             partial.mkdir(0o700)
             try:
                 yield partial
@@ -203,13 +204,13 @@ class Templates:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another import was faster
                 raise TemplateExists(name) from None
             raise
-        with _directory(self.directory) as fd:
-            os.fsync(fd)
+        sync_directory(str(self.directory))
 
     def _take_away(self, name: str) -> None:
         """Renames first: a template that is half deleted must not be found by name."""
         doomed = self._partial_path(name)
         (self.directory / name).rename(doomed)
+        sync_directory(str(self.directory))
         if doomed.is_symlink() or not doomed.is_dir():
             doomed.unlink()
         else:
