@@ -8,7 +8,7 @@ one loop. A plan holds no descriptor and no secret, so a golden file of it can b
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from vemgr.core.layers import Template
@@ -203,9 +203,8 @@ class Plan:
         ]
 
     def to_json(self) -> str:
-        document = asdict(self)
-        document["operations"] = [[op.kind, asdict(op)] for op in self.operations]
-        return json.dumps(document)
+        # Not asdict(): copying each value deeply takes ten times as long as all the rest.
+        return json.dumps({**vars(self), "operations": [(op.kind, vars(op)) for op in self.operations]})
 
     @staticmethod
     def from_json(text: str) -> Plan:
