@@ -14,13 +14,13 @@ import socket
 import sys
 from pathlib import Path
 
-from asyncvarlink import FileDescriptorArray, GenericVarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkUnixServer
-from asyncvarlink.serverprotocol import VarlinkInterfaceServerProtocol
+from asyncvarlink import GenericVarlinkErrorReply, VarlinkErrorReply, VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 import vemgr
 from vemgr.api.interface import ManagerInterface, error_reply
 from vemgr.api.location import DEFAULT_PATH, load_config
+from vemgr.api.server import Server
 from vemgr.core.errors import KernelLacks, SystemFailure, Unreachable, VemgrError
 from vemgr.core.host import HostConfig
 from vemgr.daemon.service import DaemonService
@@ -48,41 +48,6 @@ from vemgr.templates.store import Templates
 log = logging.getLogger("vemgr")
 _DRAIN = 5.0  # seconds for what is being done in the background when the daemon ends
 _KEEPER_PATIENCE = 100  # tenths of a second to wait for the keeper at start
-
-
-class _Protocol(VarlinkInterfaceServerProtocol):
-    """Turns our errors into the interface's; anything else is a defect of ours, logged here, once."""
-
-    _held: FileDescriptorArray | None = None
-
-    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
-        """Keep descriptors until their message is complete: asyncvarlink closes those that come with the first part
-        of a message, and it reads 1,024 bytes at a time."""
-        if fds is not None and b"\0" not in data:
-            fds.reference(self)
-            self._held = fds
-            super().message_received(data, None)
-        elif self._held is not None and b"\0" in data:
-            held, self._held = self._held, None
-            super().message_received(data, held)
-            held.release(self)
-        else:
-            super().message_received(data, fds)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._held is not None:
-            self._held.release(self)
-            self._held = None
-        super().connection_lost(exc)
-
-    def handle_call_exception(self, exc: BaseException, oneway: bool) -> None:
-        if isinstance(exc, VemgrError):
-            raise error_reply(exc)
-        log.error("a call failed unexpectedly", exc_info=exc)
-        raise GenericVarlinkErrorReply(
-            error_reply(SystemFailure("x")).name,
-            {"message": f"the daemon has a defect: {type(exc).__name__}: {exc}", "remedy": "its log tells more",
-             "exitCode": SystemFailure.exit_code, "facts": {}})
 
 
 class Daemon:
@@ -113,7 +78,7 @@ class Daemon:
         await reconcile(manager, parts, children)
         for child in self._early:
             manager.on_exit(child)
-        server = await self._serve(manager, parts)
+        server = self._serve(manager, parts)
         notify("READY=1")
         sweep(manager, parts)
         manager.in_background(keep_host_template_tight(manager, parts))
@@ -198,7 +163,7 @@ class Daemon:
         await self._manager.on_keeper_lost()
         return True
 
-    async def _serve(self, manager: Manager, parts: Parts) -> VarlinkUnixServer:
+    def _serve(self, manager: Manager, parts: Parts) -> Server:
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(ManagerInterface(
             DaemonService(manager, parts, lambda: self._keeper_pid, self._end_all)))
@@ -207,9 +172,20 @@ class Daemon:
         handed_over = listening_socket()
         self._activated = handed_over is not None
         listener = handed_over or _listen(f"{self._config.run_dir}/vemgr.sock")
-        server = VarlinkUnixServer(listener, lambda: _Protocol(registry))
-        await server.start_serving()
+        server = Server(listener, registry, _failure)
+        server.start()
         return server
+
+
+def _failure(error: Exception) -> VarlinkErrorReply:
+    """Our errors as the interface's; anything else is a defect of ours, logged here, once."""
+    if isinstance(error, VemgrError):
+        return error_reply(error)
+    log.error("a call failed unexpectedly", exc_info=error)
+    return GenericVarlinkErrorReply(
+        error_reply(SystemFailure("x")).name,
+        {"message": f"the daemon has a defect: {type(error).__name__}: {error}", "remedy": "its log tells more",
+         "exitCode": SystemFailure.exit_code, "facts": {}})
 
 
 def _identity(pid: int) -> tuple[int, int]:

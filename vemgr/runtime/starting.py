@@ -58,7 +58,7 @@ class Starter:
         plan = await self._plan(definition, template)
         if networked:
             await parts.networking.prepare()
-        await asyncio.to_thread(parts.store.trees, definition, len(template.trees))
+        parts.store.trees(definition, len(template.trees))  # a few calls: a thread's wake-up takes longer
         async with contextlib.AsyncExitStack() as undo:
             cgroup_fd = await self._make_cgroup(definition, undo)
             if networked:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from vemgr.core.errors import TemplateNotFound, TemplateUnusable
 from vemgr.core.layers import InitKind, Template, TemplateKind, Tree
@@ -78,10 +79,16 @@ def _read(directory: Path) -> Record:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_SIZE_BOUND)
-        return msgspec.convert(tomlkit.parse(text).unwrap(), Record)
+        return _parse(text)
     except FileNotFoundError:
         raise TemplateNotFound(name, f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, TOMLKitError, msgspec.ValidationError) as why:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as why:
         raise TemplateUnusable(
             f"template {name} cannot be used: {path}: {why}", remedy="remove it and make it again", template=name
         ) from why
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(text: str) -> Record:
+    """Kept by its text, since each start reads the file: so it can be edited at any time, and is parsed once."""
+    return msgspec.convert(tomllib.loads(text), Record)
