@@ -17,15 +17,16 @@ _PID = struct.Struct("=i")
 
 
 class Spawner:
-    """`run` raises `OSError`."""
+    """`run` raises `OSError`. `pid`: 0 before the first."""
 
     def __init__(self) -> None:
         self._channel: socket.socket | None = None
+        self.pid = 0
 
     def run(self, program: bytes | bytearray, channel_fd: int, cgroup_fd: int) -> tuple[int, int]:
         """Have a new child of ours, born in that cgroup, execute `program`; returns its pid and pidfd."""
         if self._channel is None:
-            self._channel = _start()
+            self._channel, self.pid = _start()
         try:
             socket.send_fds(self._channel, [program], [channel_fd, cgroup_fd])
             data, fds, _, _ = socket.recv_fds(self._channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
@@ -50,7 +51,7 @@ class Spawner:
             self._channel = None
 
 
-def _start() -> socket.socket:
+def _start() -> tuple[socket.socket, int]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         for end in (ours, theirs):
@@ -58,9 +59,9 @@ def _start() -> socket.socket:
         ours.settimeout(_PATIENCE)
         os.set_inheritable(theirs.fileno(), True)
         ignored = [signum for signum in signal.valid_signals() if signal.getsignal(signum) is not signal.SIG_DFL]
-        os.posix_spawn(_BINARY, ["vemgr-spawner", str(theirs.fileno())], {},
-                       setsigdef=[signum for signum in ignored if signum not in (signal.SIGKILL, signal.SIGSTOP)],
-                       setsigmask=[])
+        pid = os.posix_spawn(_BINARY, ["vemgr-spawner", str(theirs.fileno())], {},
+                             setsigdef=[signum for signum in ignored if signum not in (signal.SIGKILL, signal.SIGSTOP)],
+                             setsigmask=[])
     except FileNotFoundError as error:
         ours.close()
         raise OSError(error.errno, "the spawner is not built; in a checkout: python3 setup.py build_ext --inplace",
@@ -70,4 +71,4 @@ def _start() -> socket.socket:
         raise
     finally:
         theirs.close()
-    return ours
+    return ours, pid
