@@ -108,6 +108,20 @@ def test_kill_of_the_keeper(own):
     wait_for(lambda: (own.cgroups(), [link for link in own.links() if link.startswith("ve")]) == (before[0], []))
 
 
+def test_kill_of_the_spawner(own):
+    """VEs go on, and the next start does not fail for it."""
+    name, other = own.create(), own.create()
+    own("start", name)
+    before = own.descriptors(own.keeper_pid())
+    pid, spawner, keeper = own.show(name)["pid"], own.spawner_pid(), own.keeper_pid()
+    own.kill(spawner)
+    wait_for(lambda: len(own.descriptors(keeper)) < len(before))
+    own("start", other)
+    assert own.show(name)["pid"] == pid and own.keeper_pid() == keeper and own.spawner_pid() != spawner
+    own("stop", "--kill", other)
+    wait_for(lambda: own.descriptors(keeper) == before)
+
+
 def test_kill_of_both(own):
     name = own.create()
     own("start", name)

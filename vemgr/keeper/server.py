@@ -48,6 +48,7 @@ class Keeper:
 
     def on_sigchld(self) -> None:
         """Children that we know are reaped through their pidfds; this finds what nobody knows of."""
+        self._spawner.notice_end()
         if not self._births:
             self._children.reap_strays()
 

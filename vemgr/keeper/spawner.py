@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import struct
@@ -25,6 +26,7 @@ class Spawner:
 
     def run(self, program: bytes | bytearray, channel_fd: int, cgroup_fd: int) -> tuple[int, int]:
         """Have a new child of ours, born in that cgroup, execute `program`; returns its pid and pidfd."""
+        self.notice_end()
         if self._channel is None:
             self._channel, self.pid = _start()
         try:
@@ -44,6 +46,16 @@ class Spawner:
             os.kill(pid, signal.SIGKILL)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return pid, fds[0]
+
+    def notice_end(self) -> None:
+        """Give up a spawner that has ended; the next start has another. It never speaks first, so what can be read
+        while nothing is asked is its end."""
+        if self._channel is None:
+            return
+        looking = select.poll()
+        looking.register(self._channel, select.POLLIN)
+        if looking.poll(0):
+            self.close()
 
     def close(self) -> None:
         if self._channel is not None:
