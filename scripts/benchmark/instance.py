@@ -49,7 +49,7 @@ class Instance:
         """`trees`: templates by name. `extra`: further lines for vemgr.toml."""
         if len(f"{base}/run/keeper.sock") > _LONGEST_SOCKET:
             raise Failed(f"{base} is too long for a socket in it; choose a shorter --dir")
-        base.mkdir()
+        base.mkdir(exist_ok=True)  # each group of figures tries again
         tag = secrets.token_hex(3)
         self.base, self.state, self.run_dir = base, base / "state", base / "run"
         self._names = itertools.count(1)
@@ -67,7 +67,8 @@ class Instance:
             self.host = self.client.call("GetHost")
             self.settings = self._enforceable_limits()
         except BaseException:
-            self.close()
+            with contextlib.suppress(Failed):  # the first error says more
+                self.close()
             raise
 
     @staticmethod

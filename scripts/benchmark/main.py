@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ from benchmark.bench import QUICK, Bench, Sizes
 from benchmark.contenders import unmount_below
 from benchmark.environment import Watch
 from benchmark.figure import Definition, Figure
+from benchmark.instance import ROOT
 from benchmark.measure import Estimate, Failed
 from benchmark.process import run
 from vemgr.core.errors import VemgrError
@@ -59,6 +61,7 @@ def main() -> int:
                    {**os.environ, _INSIDE: "yes"})
     signal.signal(signal.SIGTERM, _end)
     run(["ip", "link", "set", "lo", "up"])
+    compileall.compile_dir(str(ROOT / "vemgr"), quiet=2)  # as it is where it is installed
     _show_pure_cgroup2()
     with ExitStack() as undo:
         base = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="vemgr-bench-", dir=arguments.dir)))
