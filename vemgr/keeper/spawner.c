@@ -105,7 +105,7 @@ enum { ROOM = 1 << 18 };
 static u8 room[ROOM] __attribute__((aligned(4096)));
 static long registers[REGISTERS];
 static long report_fd = -1;
-static char *own_name;
+static char *own_name, *own_end;	/* what ps shows: argv */
 
 void *memset(void *where, int byte, u64 count)
 {
@@ -195,8 +195,8 @@ static void __attribute__((noreturn)) stay(void)
 	 * for: the handler is never called, so it needs no way back. */
 	struct { void (*handler)(int); u64 flags; void *restorer; u64 mask; } action = {never_called, 0, 0, 0};
 	CALL3(NR_madvise, room, ROOM, MADV_DONTNEED_);
-	for (u32 i = 0; i < sizeof(name); i++)
-		own_name[i] = name[i];
+	for (u32 i = 0; own_name + i < own_end; i++)
+		own_name[i] = i < sizeof(name) ? name[i] : 0;
 	CALL2(NR_prctl, PR_SET_NAME, name);
 	for (u32 i = 0; i < sizeof(ending_signals) / sizeof(*ending_signals); i++)
 		watched |= 1UL << (ending_signals[i] - 1);
@@ -387,9 +387,12 @@ void __attribute__((noreturn, used)) begin(const long *stack)
 {
 	enum { OWN = 3 };
 	long keeper = 0;
+
+	if (stack[0] != 2)
+		leave(2);
 	own_name = (char *)stack[1];
-	for (const char *digit = stack[0] > 1 ? (const char *)stack[2] : ""; *digit; digit++)
-		keeper = keeper * 10 + *digit - '0';
+	for (own_end = (char *)stack[2]; *own_end; own_end++)
+		keeper = keeper * 10 + *own_end - '0';
 	/* What is forked from here stands with one foot in a VE: nobody there may trace it or see its descriptors. */
 	CALL4(NR_prctl, PR_SET_DUMPABLE, 0, 0, 0);
 	CALL4(NR_prctl, PR_SET_PDEATHSIG, SIG_KILL, 0, 0);
