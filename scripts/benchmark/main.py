@@ -61,12 +61,12 @@ def main() -> int:
                    {**os.environ, _INSIDE: "yes"})
     signal.signal(signal.SIGTERM, _end)
     run(["ip", "link", "set", "lo", "up"])
-    compileall.compile_dir(str(ROOT / "vemgr"), quiet=2)  # as it is where it is installed
     _show_pure_cgroup2()
     with ExitStack() as undo:
         base = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="vemgr-bench-", dir=arguments.dir)))
         undo.callback(unmount_below, base)
         base.chmod(0o711)  # root of a user namespace has to come in
+        _build(base)
         facts = environment.describe(base)
         figures = _measure(base, arguments)
     print(report.text(facts, figures), end="")
@@ -105,6 +105,12 @@ def _show_pure_cgroup2() -> None:
     if cgroup2_mountpoint() != _CGROUPS:
         run(["umount", "--recursive", _CGROUPS])
         run(["mount", "-t", "cgroup2", "none", _CGROUPS])
+
+
+def _build(base: Path) -> None:
+    """The checkout as it is where it is installed: with its program in C, and compiled."""
+    run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", f"--build-temp={base}/build"], directory=ROOT)
+    compileall.compile_dir(str(ROOT / "vemgr"), quiet=2)
 
 
 def _sizes(arguments: argparse.Namespace) -> Sizes:

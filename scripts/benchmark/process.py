@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from benchmark.measure import Failed
 
@@ -49,11 +50,11 @@ def _await(pid: int, argv: Sequence[str]) -> None:
         os.close(pidfd)
 
 
-def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL) -> str:
+def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, directory: Path | None = None) -> str:
     """What is not timed. Returns standard output; raises `Failed`."""
     try:
-        done = subprocess.run(argv, stdin=stdin, capture_output=True, text=True, timeout=_PATIENCE, check=False,
-                              env=dict(env) if env else None)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE,
+                              check=False, env=dict(env) if env else None, cwd=directory)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(f"{argv[0]}: {error}") from error
     if done.returncode:
