@@ -21,7 +21,7 @@ from benchmark.measure import Failed
 from benchmark.process import run, timed
 from vemgr.api.client import Client, RemoteError
 from vemgr.core.errors import VemgrError
-from vemgr.kernel.network import host_ifname
+from vemgr.kernel.veth import host_ifname
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "tiny"

@@ -17,11 +17,20 @@ import sys
 import time
 from pathlib import Path
 
+from vemgr.kernel.veth import End
+
 ROOT = Path(__file__).parents[2]
 BRIDGE, SUBNET, GATEWAY, PREFIXLEN, VE = "vetest0", "10.77.0.0/20", "10.77.0.1", 20, "10.77.0.2"
 OUTSIDE, UPLINK = "198.51.100.1", "198.51.100.2"
 UPLINK_MTU = 1400
+SUBNET6, GATEWAY6, VE6 = "fd77::/64", "fd77::1", "fd77::2"
+OUTSIDE6, UPLINK6 = "2001:db8::1", "2001:db8::2"
 MAC = "02:00:00:00:00:02"
+
+
+def end(**values):
+    """The VE's end of its link."""
+    return End(**{"mac": MAC, "address": f"{VE}/{PREFIXLEN}", "gateway": GATEWAY, "mtu": UPLINK_MTU} | values)
 
 
 def play(module, scenario):

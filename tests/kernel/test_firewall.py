@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from vemgr.core.errors import BadValue, SystemFailure
-from vemgr.kernel.firewall import Firewall, Rules, ruleset
-from vemgr.kernel.network import BridgeNetwork, enable_forwarding, inside_messages
+from vemgr.kernel.elements import own_elements
+from vemgr.kernel.firewall import Firewall
+from vemgr.kernel.network import BridgeNetwork
+from vemgr.kernel.ruleset import Rules, Zone, ruleset
+from vemgr.kernel.sysctl import enable_forwarding, enable_forwarding6
+from vemgr.kernel.veth import inside_messages
 
 # With --import-mode=importlib the directory of a test is not on the path.
 _spec = importlib.util.spec_from_file_location("network_stage", Path(__file__).with_name("network_stage.py"))
@@ -20,9 +24,12 @@ stage = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(stage)
 
 TABLE = "vetest"
+OTHER_MAC = "02:00:00:00:00:03"
 RESOLVER = "127.0.0.53"
-PLAIN = Rules(stage.BRIDGE, stage.SUBNET, stage.GATEWAY)
-REDIRECTED = Rules(stage.BRIDGE, stage.SUBNET, stage.GATEWAY, RESOLVER)
+ZONE = Zone(stage.BRIDGE, stage.SUBNET, stage.GATEWAY, stage.SUBNET6, stage.GATEWAY6)
+PLAIN = Rules((ZONE,), "ve")
+REDIRECTED = Rules((ZONE,), "ve", RESOLVER)
+OWN = own_elements("ve1", stage.MAC, (stage.VE, stage.VE6))
 
 #: Answers over TCP and UDP with the address it was asked from. Arguments by format: address, port.
 ECHO_SERVER = """
@@ -71,8 +78,11 @@ async def host_with_a_ve():
         enable_forwarding()
         async with BridgeNetwork(stage.BRIDGE) as net:
             await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
-            await net.attach("ve1", ve.fd, stage.MAC, stage.UPLINK_MTU)
-            stage.send_inside(ve, inside_messages(stage.VE, stage.PREFIXLEN, stage.GATEWAY, stage.UPLINK_MTU))
+            await net.ensure_ipv6(stage.GATEWAY6, 64)
+            enable_forwarding6()
+            end = stage.end(address6=f"{stage.VE6}/64", gateway6=stage.GATEWAY6)
+            await net.attach("ve1", ve.fd, end)
+            stage.send_inside(ve, inside_messages([end]))
             yield world, ve, net
 
 
@@ -99,7 +109,7 @@ async def ves_reach_outside_with_the_host_s_address():
     async with host_with_a_ve() as (world, ve, _):
         with serving(stage.OUTSIDE, 7000, world):
             assert [ask(ve, kind, stage.OUTSIDE, 7000) for kind in ("tcp", "udp")] == ["TimeoutError"] * 2
-            Firewall(TABLE).ensure(PLAIN)
+            Firewall(TABLE).ensure(PLAIN, OWN)
             assert [ask(ve, kind, stage.OUTSIDE, 7000) for kind in ("tcp", "udp")] == [stage.UPLINK] * 2
             ve.run("ping", "-c1", "-W2", stage.OUTSIDE)
 
@@ -107,18 +117,26 @@ async def ves_reach_outside_with_the_host_s_address():
 async def ves_see_each_other_s_own_addresses():
     """Within the subnet nothing is masqueraded, neither VE to VE nor VE to host."""
     async with host_with_a_ve() as (_, ve, net):
-        Firewall(TABLE).ensure(REDIRECTED)
+        firewall = Firewall(TABLE)
+        firewall.ensure(REDIRECTED, OWN)
         with contextlib.closing(stage.Namespace()) as other:
-            await net.attach("ve2", other.fd, "02:00:00:00:00:03", stage.UPLINK_MTU)
-            stage.send_inside(other, inside_messages("10.77.0.3", 20, stage.GATEWAY, stage.UPLINK_MTU))
+            await another(net, firewall, other)
             with serving("10.77.0.3", 7000, other), serving(stage.GATEWAY, 7000):
                 assert ask(ve, "tcp", "10.77.0.3", 7000) == stage.VE
                 assert ask(ve, "tcp", stage.GATEWAY, 7000) == stage.VE
 
 
+async def another(net, firewall, other):
+    """A second VE on the bridge."""
+    end = stage.end(mac=OTHER_MAC, address="10.77.0.3/20", address6="fd77::3/64", gateway6=stage.GATEWAY6)
+    await net.attach("ve2", other.fd, end)
+    stage.send_inside(other, inside_messages([end]))
+    assert firewall.add(own_elements("ve2", OTHER_MAC, ("10.77.0.3", "fd77::3")))
+
+
 async def host_reaches_its_own_gateway_address_unmasked():
     async with host_with_a_ve():
-        Firewall(TABLE).ensure(PLAIN)
+        Firewall(TABLE).ensure(PLAIN, OWN)
         with serving(stage.GATEWAY, 7000):
             run = subprocess.run(
                 [sys.executable, "-c", ASK, "tcp", stage.GATEWAY, "7000"], capture_output=True, text=True, check=True
@@ -130,9 +148,9 @@ async def questions_reach_the_resolver_on_the_loopback():
     async with host_with_a_ve() as (_, ve, net):
         firewall = Firewall(TABLE)
         with serving(RESOLVER, 53):
-            firewall.ensure(PLAIN)
+            firewall.ensure(PLAIN, OWN)
             assert ask(ve, "tcp", stage.GATEWAY, 53) == "ConnectionRefusedError"
-            firewall.ensure(REDIRECTED)
+            firewall.ensure(REDIRECTED, OWN)
             net.allow_loopback_redirect(True)
             assert [ask(ve, kind, stage.GATEWAY, 53) for kind in ("udp", "tcp")] == [stage.VE] * 2
             # Only what is asked of the gateway: other resolvers stay reachable as such.
@@ -153,7 +171,7 @@ def turn_against_the_loopback(ve):
 async def ves_do_not_reach_the_host_s_loopback():
     async with host_with_a_ve() as (_, ve, net):
         firewall = Firewall(TABLE)
-        firewall.ensure(REDIRECTED)
+        firewall.ensure(REDIRECTED, OWN)
         net.allow_loopback_redirect(True)
         turn_against_the_loopback(ve)
         with serving("127.0.0.1", 7000), serving(RESOLVER, 53):
@@ -161,15 +179,14 @@ async def ves_do_not_reach_the_host_s_loopback():
             # The attack works but for the guard: else this test would prove nothing.
             nft("flush", "chain", "inet", TABLE, "guard")
             assert [ask(ve, *target) for target in attack] == [stage.VE] * 3
-            firewall.ensure(REDIRECTED)
+            firewall.ensure(REDIRECTED, OWN)
             assert [ask(ve, *target) for target in attack] == ["TimeoutError"] * 3
             assert ask(ve, "udp", stage.GATEWAY, 53) == stage.VE
 
 
 async def a_foreign_source_address_is_dropped():
-    """By the bridge's rp_filter: a VE that claims an address outside the subnet is not routed."""
+    """By the bridge's rp_filter: a VE that claims an address outside the subnet is not routed, even without tables."""
     async with host_with_a_ve() as (_, ve, _):
-        Firewall(TABLE).ensure(PLAIN)
         ve.run("ip", "addr", "add", "203.0.113.9/32", "dev", "eth0")
         nft("add table inet watch { chain c { type filter hook forward priority 0; ip saddr 203.0.113.9 counter; }; }")
         for rp_filter, seen in ((0, "packets 1 "), (1, "packets 0 ")):
@@ -191,7 +208,7 @@ async def ensure_twice_is_ensure_once():
     assert firewall.listing() in once
     assert firewall.present()
     firewall.ensure(PLAIN)
-    assert "dnat" not in nft("list", "ruleset")
+    assert RESOLVER not in nft("list", "ruleset")
 
 
 async def remove_leaves_nothing():
@@ -261,11 +278,19 @@ def test_firewall(scenario):
 
 @pytest.mark.parametrize("change", [
     {"bridge": 'a" accept; "'}, {"bridge": ""}, {"subnet": "10.77.0.0/20; drop"}, {"subnet": "10.77.0.1/20"},
-    {"gateway": "gateway"}, {"gateway": "fd00::1"}, {"resolver": "192.0.2.1"}, {"resolver": "::1"}, {"resolver": ""},
+    {"gateway": "gateway"}, {"gateway": "fd00::1"}, {"subnet6": "10.77.0.0/20"}, {"gateway6": "10.77.0.1"},
+])
+def test_zones_take_values_only(change):
+    with pytest.raises(BadValue):
+        Zone(**{"bridge": "br0", "subnet": "10.77.0.0/20", "gateway": "10.77.0.1"} | change)
+
+
+@pytest.mark.parametrize("change", [
+    {"resolver": "192.0.2.1"}, {"resolver": "::1"}, {"resolver": ""}, {"port_prefix": ""}, {"port_prefix": 've" x'},
 ])
 def test_rules_take_values_only(change):
     with pytest.raises(BadValue):
-        Rules(**{"bridge": "br0", "subnet": "10.77.0.0/20", "gateway": "10.77.0.1", "resolver": "127.0.0.1"} | change)
+        Rules(**{"zones": (), "port_prefix": "ve", "resolver": "127.0.0.1"} | change)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 33, "a b", "a;b", "1a", "a{"])

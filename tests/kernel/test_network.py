@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from vemgr.core.errors import BadValue, SystemFailure
-from vemgr.kernel import network
-from vemgr.kernel.network import BridgeNetwork, host_ifname, inside_messages, loopback_messages
+from vemgr.kernel import network, sysctl
+from vemgr.kernel.network import BridgeNetwork
+from vemgr.kernel.veth import host_ifname, inside_messages, loopback_messages
 
 # With --import-mode=importlib the directory of a test is not on the path.
 _spec = importlib.util.spec_from_file_location("network_stage", Path(__file__).with_name("network_stage.py"))
@@ -47,6 +48,7 @@ async def bridge_is_made_once():
                 assert f"link/ether {net.mac}" in shown
                 assert ",UP" in shown
                 assert addresses_of(stage.BRIDGE) == ["10.77.0.1/20"]
+                await net.disable_ipv6()
             assert setting(f"ipv4/conf/{stage.BRIDGE}/rp_filter") == 1
             assert setting(f"ipv4/conf/{stage.BRIDGE}/accept_redirects") == 0
             assert setting(f"ipv6/conf/{stage.BRIDGE}/accept_ra") == 0
@@ -71,7 +73,7 @@ async def bridge_is_removed():
         await net.remove_bridge()
         assert await net.links() == []
         with pytest.raises(SystemFailure, match="no bridge vetest0"):
-            await net.attach("ve1", 0, stage.MAC, 1500)
+            await net.attach("ve1", 0, stage.end(mtu=1500))
     assert stage.BRIDGE not in os.listdir("/proc/sys/net/ipv4/conf")
 
 
@@ -79,8 +81,9 @@ async def ve_is_attached():
     async with BridgeNetwork(stage.BRIDGE) as net:
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         with contextlib.closing(stage.Namespace()) as ve:
-            await net.attach(host_ifname("web1"), ve.fd, stage.MAC, 1300)
-            messages = inside_messages(stage.VE, stage.PREFIXLEN, stage.GATEWAY, 1300)
+            end = stage.end(mtu=1300)
+            await net.attach(host_ifname("web1"), ve.fd, end)
+            messages = inside_messages([end])
             stage.send_inside(ve, messages)
             assert ve.run("ip", "route", "show", "default") == f"default via {stage.GATEWAY} dev eth0"
             assert ve.run("ip", "-4", "-br", "addr", "show", "eth0").split()[2:] == ["10.77.0.2/20"]
@@ -92,7 +95,7 @@ async def ve_is_attached():
             # What was refused says which message it was, in the kernel's words.
             run = subprocess.run(
                 ["nsenter", f"--net={ve.path}", sys.executable, "-c", stage.SEND_BATCH],
-                input=messages[1].hex(), capture_output=True, text=True,
+                input=messages[2].hex(), capture_output=True, text=True,
             )
             assert "FileExistsError: [Errno 17] RTM_NEWADDR: " in run.stderr
             assert await net.links() == [host_ifname("web1")]
@@ -109,8 +112,8 @@ async def index_of_the_inside_is_ours_with_fallback_devices():
         with contextlib.closing(stage.Namespace()) as ve:
             for n in range(12):
                 ve.run("ip", "link", "add", f"other{n}", "type", "bridge")
-            await net.attach("ve1", ve.fd, stage.MAC, 1500)
-            stage.send_inside(ve, inside_messages(stage.VE, stage.PREFIXLEN, stage.GATEWAY, 1500))
+            await net.attach("ve1", ve.fd, stage.end(mtu=1500))
+            stage.send_inside(ve, inside_messages([stage.end(mtu=1500)]))
             ve.run("ping", "-c1", "-W2", stage.GATEWAY)
 
 
@@ -118,8 +121,8 @@ async def leftover_is_replaced():
     async with BridgeNetwork(stage.BRIDGE) as net:
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         with contextlib.closing(stage.Namespace()) as old, contextlib.closing(stage.Namespace()) as new:
-            await net.attach("ve1", old.fd, stage.MAC, 1500)
-            await net.attach("ve1", new.fd, stage.MAC, 1500)
+            await net.attach("ve1", old.fd, stage.end(mtu=1500))
+            await net.attach("ve1", new.fd, stage.end(mtu=1500))
             assert "eth0" not in old.run("ip", "-br", "link")
             assert "eth0" in new.run("ip", "-br", "link")
             assert await net.links() == ["ve1"]
@@ -131,8 +134,8 @@ async def index_that_is_taken_is_not_taken_twice():
         indices = iter([20000000, 20000000, 20000001])
         network.veth.random_host_index = lambda: next(indices)
         with contextlib.closing(stage.Namespace()) as one, contextlib.closing(stage.Namespace()) as two:
-            await net.attach("ve1", one.fd, stage.MAC, 1500)
-            await net.attach("ve2", two.fd, stage.MAC, 1500)
+            await net.attach("ve1", one.fd, stage.end(mtu=1500))
+            await net.attach("ve2", two.fd, stage.end(mtu=1500))
             assert await net.links() == ["ve1", "ve2"]
 
 
@@ -145,7 +148,7 @@ async def interface_of_another_is_not_deleted():
         with contextlib.closing(stage.Namespace()) as ve:
             for name in ("ve1", "ve2"):
                 with pytest.raises(BadValue, match="not vemgr's"):
-                    await net.attach(name, ve.fd, stage.MAC, 1500)
+                    await net.attach(name, ve.fd, stage.end(mtu=1500))
         assert await net.links() == []
     assert {"ve1", "ve2"} <= set(os.listdir("/proc/sys/net/ipv4/conf"))
 
@@ -154,7 +157,7 @@ async def link_goes_with_its_namespace():
     async with BridgeNetwork(stage.BRIDGE) as net:
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         ve = stage.Namespace()
-        await net.attach("ve1", ve.fd, stage.MAC, 1500)
+        await net.attach("ve1", ve.fd, stage.end(mtu=1500))
         ve.close()
         for _ in range(500):
             if await net.links() == []:
@@ -180,7 +183,7 @@ async def attachments_at_once():
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         with contextlib.ExitStack() as stack:
             ves = [stack.enter_context(contextlib.closing(stage.Namespace())) for _ in range(8)]
-            work = [net.attach(f"ve{n}", ve.fd, stage.MAC, 1500) for n, ve in enumerate(ves)]
+            work = [net.attach(f"ve{n}", ve.fd, stage.end(mtu=1500)) for n, ve in enumerate(ves)]
             await asyncio.gather(*work, net.links(), net.foreign_subnets())
             assert len(await net.links()) == 8
 
@@ -213,12 +216,12 @@ async def uplink_and_foreign_subnets():
 
 
 async def forwarding_is_put_back():
-    assert network.enable_forwarding() == 0
+    assert sysctl.enable_forwarding() == 0
     assert setting("ipv4/ip_forward") == 1
-    assert network.enable_forwarding() == 1
-    network.restore_forwarding(1)
+    assert sysctl.enable_forwarding() == 1
+    sysctl.restore_forwarding(1)
     assert setting("ipv4/ip_forward") == 1
-    network.restore_forwarding(0)
+    sysctl.restore_forwarding(0)
     assert setting("ipv4/ip_forward") == 0
 
 

@@ -21,13 +21,17 @@ from vemgr.core.config import SETTINGS
 from vemgr.core.errors import BadValue, Unreachable
 
 VES = [
-    {"name": "db", "state": "stopped", "template": "debian-12", "address": "", "pid": 0, "verb": ""},
-    {"name": "web1", "state": "running", "template": "host", "address": "10.77.0.2", "pid": 4711, "verb": ""},
+    {"name": "db", "state": "stopped", "template": "debian-12", "address": "", "address6": "",
+     "publish": [], "pid": 0, "verb": ""},
+    {"name": "web1", "state": "running", "template": "host", "address": "10.77.0.2", "address6": "",
+     "publish": [], "pid": 4711, "verb": ""},
 ]
 DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-01-01", "lastExit": "exited with 1",
            "ephemeral": False, "settings": {"cpus": "1.5", "memory": "64M", "hostname": "", "pids": "unlimited"},
            "inForce": {"cpus": "1.5", "memory": "128M"}, "usage": {"memory_current": 4096, "pids_current": 2,
-                                                                   "cpu_stat.usage_usec": 1500000}, "console": ""}
+                                                                   "cpu_stat.usage_usec": 1500000}, "console": "",
+           "network": [{"interface": "eth0", "network": "bridge", "address": "10.77.0.2", "address6": "fd00::2",
+                        "mac": "02:00:00:00:00:02"}], "networkInUse": []}
 NO_SUCH = RemoteError("org.vemgr.Manager.NoSuchVE", {"message": "no such VE: x", "remedy": "look", "exitCode": 14,
                                                      "facts": {}})
 
@@ -88,9 +92,46 @@ def test_show(daemon, run):
     code, out, _ = run("show", "web1")
     lines = dict(line.split(":", 1) for line in out.splitlines())
     assert code == 0 and lines["memory"].strip() == "64M (in force: 128M)" and lines["cpus"].strip() == "1.5"
+    assert lines["eth0"].strip() == "10.77.0.2 fd00::2 02:00:00:00:00:02 on bridge"
     assert lines["ids"].strip() == "1879048192 to 1879113727" and lines["cpu time"].strip() == "1.50 s"
     assert len({len(line) - len(line.partition(":")[2].lstrip()) for line in out.splitlines()}) == 1, "aligned"
     assert json.loads(run("show", "--json", "web1")[1]) == DETAILS
+
+
+def test_show_what_the_next_start_changes(daemon, run):
+    links = DETAILS["network"]
+    lan = {**links[0], "interface": "eth1", "network": "lan", "address": "10.50.0.2", "address6": ""}
+    daemon.answers["Show"] = {**DETAILS, "networkInUse": [{**links[0], "address": "10.77.0.9"}, lan]}
+    out = run("show", "web1")[1]
+    assert "on bridge (in use: 10.77.0.9 fd00::2 02:00:00:00:00:02 on bridge)" in out
+    assert "- (in use: 10.50.0.2 02:00:00:00:00:02 on lan)" in out
+
+
+def test_what_is_published_has_a_column_where_anything_is(daemon, run):
+    daemon.answers["List"] = {"ves": [VES[0], {**VES[1], "address6": "fd00::2", "publish": ["8080:80", "53:53/udp"]}]}
+    assert run("list")[1] == ("NAME  STATE    TEMPLATE   ADDRESS             PUBLISH             PID\n"
+                              "db    stopped  debian-12  -                   -                   -\n"
+                              "web1  running  host       10.77.0.2, fd00::2  8080:80, 53:53/udp  4711\n")
+
+
+def test_what_is_given_several_times_is_one_text(daemon, run):
+    assert run("set", "web1", "--publish", "8080:80", "--publish", "53:53/udp", "--network", "lan", "--address",
+               "10.1.2.3", "--address", "fd00::5")[0] == 0
+    assert daemon.asked == [("Set", {"name": "web1", "settings": {
+        "publish": "8080:80 53:53/udp", "network": "lan", "address": "10.1.2.3 fd00::5"}})]
+    assert run("set", "web1", "--publish", "")[0] == 0
+    assert daemon.asked[-1] == ("Set", {"name": "web1", "settings": {"publish": ""}})
+
+
+def test_networks(daemon, run):
+    found = [{"name": "bridge", "bridge": "vemgr0", "mode": "nat", "mode6": "", "subnet": "10.77.0.0/20",
+              "gateway": "10.77.0.1", "subnet6": "", "gateway6": ""}]
+    daemon.answers["GetHost"] = {"networks": found}
+    assert run("network", "list") == (0, "NAME    BRIDGE  MODE  SUBNET        SUBNET6\n"
+                                         "bridge  vemgr0  nat   10.77.0.0/20  -\n", "")
+    assert json.loads(run("network", "list", "--json")[1]) == found
+    assert run("network", "restore") == (0, "", "")
+    assert daemon.asked[-1] == ("RestoreNetwork", None)
 
 
 def test_show_several(daemon, run):

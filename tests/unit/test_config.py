@@ -15,14 +15,18 @@ from vemgr.core.config import (
     check_name,
     parse_settings,
     show_settings,
+    wished_links,
 )
 from vemgr.core.errors import BadParameter, BadValue, VemgrError
+from vemgr.core.links import Link
 
 #: A value of each setting that is not the default, as a user writes it.
 OTHER = {
     "cpus": "1.5", "cpu-weight": "300", "cpu-mask": "0-2,5", "memory": "512M", "swap": "256M", "pids": "50",
     "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
-    "network": "none", "address": "10.1.2.3", "hostname": "web.example", "init": "/sbin/init --x 'a b'",
+    "network": "lan:address=10.50.0.2,address=fd50::2,mac=02:00:00:00:00:05 bridge", "address": "10.1.2.3 fd00::5",
+    "mac": "02:00:00:00:00:07", "publish": "8080:80 192.0.2.1:53:53/udp [::]:443:443",
+    "hostname": "web.example", "init": "/sbin/init --x 'a b'",
     "allow": "i386,nesting", "user-namespaces": "0",
     "on-boot": "yes", "stop-timeout": "5", "description": "a line",
 }
@@ -48,11 +52,31 @@ def test_each_setting_round_trips(key):
 
 
 def test_all_at_once():
-    settings = parse_settings({**OTHER, "network": "bridge"})
+    settings = parse_settings({**OTHER, "network": "lan bridge:address=10.2.3.4"})
     assert parse_settings(show_settings(settings)) == settings
     assert show_settings(DEFAULTS) == {}
     assert set(show_settings(DEFAULTS, all_=True)) == set(BY_KEY)
     assert parse_settings(show_settings(DEFAULTS, all_=True)) == DEFAULTS
+
+
+@pytest.mark.parametrize("texts", [
+    {"network": "none", "address": "10.1.2.3"}, {"network": "none", "mac": "02:00:00:00:00:05"},
+    {"network": "none", "publish": "80:80"}, {"network": "lan lan"},
+    {"network": "lan:address=10.1.2.3", "address": "10.1.2.4"},
+    {"network": "lan:mac=02:00:00:00:00:05", "mac": "02:00:00:00:00:06"}, {"address": "10.1.2.3 10.1.2.4"},
+])
+def test_what_contradicts_itself(texts):
+    with pytest.raises(BadValue):
+        parse_settings(texts)
+
+
+def test_the_links_that_are_wished_for():
+    settings = parse_settings({"network": "lan bridge:mac=02:00:00:00:00:05", "address": "fd00::5,10.1.2.3",
+                               "mac": "02:00:00:00:00:07"})
+    assert wished_links(settings) == (Link("lan", "10.1.2.3", "fd00::5", "02:00:00:00:00:07"),
+                                      Link("bridge", mac="02:00:00:00:00:05"))
+    assert wished_links(parse_settings({"network": "none"})) == ()
+    assert wished_links(DEFAULTS) == (Link("bridge"),)
 
 
 @given(st.dictionaries(st.sampled_from([*BY_KEY, "nonsense"]), st.text(max_size=12), max_size=3))

@@ -11,13 +11,13 @@ from vemgr.core.plan import ID_COUNT
 def test_defaults_and_keys():
     assert HostConfig.from_mapping({}) == HostConfig()
     config = HostConfig.from_mapping({"state-dir": "/x", "id-first": 100000, "subnet": "10.0.0.0/24"})
-    assert (config.state_dir, config.id_first, config.subnet) == ("/x", 100000, "10.0.0.0/24")
+    assert (config.state_dir, config.id_first, config.networks[0].subnet) == ("/x", 100000, "10.0.0.0/24")
 
 
 @pytest.mark.parametrize(("document", "error"), [
     ({"nonsense": 1}, BadParameter), ({"state_dir": "/x"}, BadParameter), ({"state-dir": 5}, BadValue),
     ({"state-dir": "x"}, BadValue), ({"run-dir": ""}, BadValue), ({"id-first": "5"}, BadValue),
-    ({"id-first": True}, BadValue), ({"bridge": ["x"]}, BadValue),
+    ({"id-first": True}, BadValue), ({"bridge": ["x"]}, BadValue), ({"networks": {}}, BadParameter),
 ])
 def test_what_is_wrong(document, error):
     with pytest.raises(error):

@@ -12,6 +12,7 @@ import pytest
 
 from vemgr.core.config import Definition, Settings
 from vemgr.core.layers import Template, Tree
+from vemgr.core.links import Link
 from vemgr.core.plan import CAPABILITIES, Filesystem, Layer, Overlay, Plan, WriteFile
 from vemgr.kernel.capabilities import NAMES
 from vemgr.kernel.mounts import MOUNT_ATTR
@@ -22,7 +23,7 @@ DEBIAN = Template(name="debian-12", init="/sbin/init", init_kind="systemd", tree
 HOST = Template(name="host", kind="host", trees=[Tree("/", ["/t/host/root"]),
                                                  Tree("/usr", ["/t/host/usr-mask", "/usr"])])
 WEB1 = Definition(name="web1", template="debian-12", id_base=1879048192, created="2024-01-01T00:00:00+00:00",
-                  address="10.77.0.2")
+                  links=(Link(address="10.77.0.2"),))
 
 
 def plan_of(definition=WEB1, template=DEBIAN, resolv_conf="nameserver 10.77.0.1\n"):
@@ -82,7 +83,7 @@ def test_files():
     assert "10.77.0.2 www.example.org www\n" in found["etc/hosts"].content
     assert found["etc/resolv.conf"].when == "managed"
     assert "etc/resolv.conf" not in files(plan_of(resolv_conf=""))
-    assert "127.0.1.1 web1\n" in files(plan_of(dataclasses.replace(WEB1, address="")))["etc/hosts"].content
+    assert "127.0.1.1 web1\n" in files(plan_of(dataclasses.replace(WEB1, links=())))["etc/hosts"].content
 
 
 @pytest.mark.parametrize(("init", "kind", "own", "ephemeral", "argv", "signum"), [

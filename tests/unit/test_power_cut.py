@@ -12,13 +12,14 @@ import pytest
 from tests.unit.power_cut import Data, Names, Recorder, crashes, files_of, lay_out
 from vemgr.core.config import Definition, parse_settings
 from vemgr.core.errors import TemplateNotFound
+from vemgr.core.links import Link
 from vemgr.kernel import durable
 from vemgr.runtime.store import Store
 from vemgr.templates.store import Templates
 
 WEB1 = Definition(name="web1", template="bb", id_base=1879048192, created="2024-01-01T00:00:00+00:00",
-                  address="10.77.0.2", settings=parse_settings({"memory": "512M"}))
-WEB2 = dataclasses.replace(WEB1, name="web2", id_base=WEB1.id_base + 65536, address="10.77.0.3")
+                  links=(Link(address="10.77.0.2"),), settings=parse_settings({"memory": "512M"}))
+WEB2 = dataclasses.replace(WEB1, name="web2", id_base=WEB1.id_base + 65536, links=(Link(address="10.77.0.3"),))
 CHANGED = dataclasses.replace(WEB1, settings=parse_settings({"cpus": "1.5"}), started=True)
 
 

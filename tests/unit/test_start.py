@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from vemgr.core.addresses import Pool
 from vemgr.core.errors import (
     AddressInUse,
     Locked,
@@ -23,11 +22,13 @@ from vemgr.core.errors import (
 from vemgr.core.host import HostConfig
 from vemgr.core.layers import Template, Tree
 from vemgr.core.lifecycle import State
+from vemgr.core.networks import NetworkConfig
 from vemgr.runtime import stopping
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
+from vemgr.runtime.networking import Networking
 from vemgr.runtime.store import Store
 
 STEPS = ["limits.check", "templates.show", "networking.prepare", "tree.create", "tree.open", "devices.attach",
@@ -56,8 +57,10 @@ class World:
     def __init__(self, directory):
         self.done, self.fails, self.cgroups, self.fds = [], "", set(), set()
         self.wait = None
+        config = HostConfig(state_dir=f"{directory}/state", run_dir=f"{directory}/run",
+                            networks=(NetworkConfig(subnet="10.77.0.0/24"), NetworkConfig("lan", "b1", "10.78.0.0/24")))
         self.parts = Parts(
-            config=HostConfig(state_dir=f"{directory}/state", run_dir=f"{directory}/run"),
+            config=config,
             store=Store(f"{directory}/state/ve"),
             templates=SimpleNamespace(show=lambda name: self.step("templates.show") or Template(
                 name=name, trees=[Tree("/", ["/t"])])),
@@ -65,11 +68,10 @@ class World:
             limits=SimpleNamespace(check=lambda _settings: self.step("limits.check"), apply=self.later("limits.apply"),
                                    in_force=lambda _ve: {}),
             devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
-            networking=SimpleNamespace(
-                choose=self.choose, prepare=self.later("networking.prepare"), resolv_conf=lambda: "",
-                connect=self.later("networking.connect", [b"message"]),
-                disconnect=self.later("networking.disconnect")),
-            logs=Logs(f"{directory}/run"), filters=SimpleNamespace(fd=lambda _allow: -1))
+            networking=Networking(config), logs=Logs(f"{directory}/run"),
+            filters=SimpleNamespace(fd=lambda _allow: -1))
+        for name, result in (("prepare", None), ("connect", [b"message"]), ("disconnect", None)):
+            setattr(self.parts.networking, name, self.later(f"networking.{name}", result))
 
     def step(self, name):
         self.done.append(name)
@@ -83,9 +85,6 @@ class World:
             self.step(name)
             return result
         return call
-
-    async def choose(self):
-        return Pool("10.77.0.0/24")
 
     def create(self, ve, _owner):
         self.step("tree.create")

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from vemgr.core.config import Definition, Settings, parse_settings
 from vemgr.core.errors import NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
+from vemgr.core.links import Link
 from vemgr.kernel.removal import remove_tree
 from vemgr.runtime import store as module
 from vemgr.runtime.store import Store
 
 WEB1 = Definition(name="web1", template="bb", id_base=1879048192, created="2024-01-01T00:00:00+00:00",
-                  address="10.77.0.2", settings=parse_settings({"memory": "512M", "description": 'quoted " and ü'}))
+                  links=(Link(address="10.77.0.2", address6="fd00::2"), Link("lan", "10.50.0.2")),
+                  settings=parse_settings({"memory": "512M", "description": 'quoted " and ü'}))
 CHANGED = dataclasses.replace(WEB1, settings=parse_settings({"cpus": "1.5"}), started=True)
 #: The calls that change something on disk, all of which may fail.
 CALLS = ("open", "write", "fsync", "rename", "mkdir")
@@ -165,6 +167,17 @@ def test_a_broken_definition_says_where_to_mend_it(store, text):
         store.load("web1")
     assert broken.value.remedy == f"mend {path}" and broken.value.exit_code == 3
     assert store.names() == ["web1"], "it is left alone"
+
+
+def test_a_definition_of_the_first_format_can_be_read(store):
+    os.mkdir(store.path("web1"))
+    with open(f"{store.path('web1')}/config.toml", "w") as file:
+        file.write("format = 1\n[ve]\ntemplate = 'bb'\nid-base = 1879048192\ncreated = ''\naddress = '10.77.0.2'\n")
+    definition = store.load("web1")
+    assert definition.links == (Link(address="10.77.0.2"),)
+    store.save(definition)
+    assert store.load("web1") == definition
+    assert store.salvage("web1").links == definition.links
 
 
 def test_remove(store):

@@ -19,8 +19,18 @@ class VE(TypedDict):
     state: str
     template: str
     address: str
+    address6: str
+    publish: list[str]
     pid: int
     verb: str
+
+
+class LinkInfo(TypedDict):
+    interface: str
+    network: str
+    address: str
+    address6: str
+    mac: str
 
 
 class VEDetails(VE):
@@ -32,6 +42,8 @@ class VEDetails(VE):
     settings: dict[str, str]
     inForce: dict[str, str]
     usage: dict[str, int]
+    network: list[LinkInfo]
+    networkInUse: list[LinkInfo]
     console: str
 
 
@@ -50,12 +62,24 @@ class TemplateInfo(TypedDict):
     users: list[str]
 
 
+class NetworkInfo(TypedDict):
+    name: str
+    bridge: str
+    mode: str
+    mode6: str
+    subnet: str
+    gateway: str
+    subnet6: str
+    gateway6: str
+
+
 class HostInfo(TypedDict):
     version: str
     controllers: list[str]
     cgroup: str
     subnet: str
     bridge: str
+    networks: list[NetworkInfo]
     keeperPid: int
     stateDir: str
 
@@ -99,6 +123,7 @@ class Service(Protocol):
     async def remove_template(self, name: str) -> None: ...
     async def refresh_host_template(self) -> None: ...
     async def host(self) -> dict[str, Any]: ...
+    async def restore_network(self) -> None: ...
     async def shutdown(self) -> None: ...
 
 
@@ -248,6 +273,11 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     async def GetHost(self) -> HostInfo:
         """What this host can enforce, and where things are."""
         return await self._service.host()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def RestoreNetwork(self) -> None:
+        """Make bridges, ports and firewall tables again what they should be, whoever has changed them."""
+        await self._service.restore_network()
 
     @varlinkmethod
     async def Shutdown(self) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +15,7 @@ import vemgr
 from vemgr.api import location
 from vemgr.api.client import Client, exit_code_of
 from vemgr.cli import connection, console, ending, execute, keys, logs, tables
+from vemgr.cli.networks import network
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
@@ -36,6 +37,7 @@ def cli(context: click.Context, config: str) -> None:
     context.obj = config
 
 
+cli.add_command(network)
 cli.add_command(template)
 
 
@@ -46,13 +48,21 @@ def client(context: click.Context) -> Client:
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each row of the settings table."""
     for setting in reversed(SETTINGS):
-        function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help)(function)
+        function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help,
+                                multiple=setting.repeatable)(function)
     return function
 
 
-def given(options: dict[str, str | None]) -> dict[str, str]:
-    """The settings that were given, by key."""
-    return {s.key: text for s in SETTINGS if (text := options.get(s.attribute)) is not None}
+def given(options: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]:
+    """The settings that were given, by key; what was given several times is one text."""
+    texts: dict[str, str] = {}
+    for setting in SETTINGS:
+        value = options.get(setting.attribute)
+        if value:
+            texts[setting.key] = value if isinstance(value, str) else " ".join(value)
+        elif value == "":
+            texts[setting.key] = value
+    return texts
 
 
 def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[Client, str], str | None]) -> None:
@@ -186,7 +196,11 @@ def list_(context: click.Context, as_json: bool, running: bool) -> None:
     if as_json:
         tables.as_json(ves)
     else:
-        tables.table(ves, ("name", "state", "template", "address", "pid"))
+        for ve in ves:
+            ve["address"] = ", ".join(filter(None, (ve["address"], ve["address6"])))
+        # A column that few hosts fill.
+        more = ("publish",) if any(ve["publish"] for ve in ves) else ()
+        tables.table(ves, ("name", "state", "template", "address", *more, "pid"))
 
 
 @cli.command()
@@ -209,12 +223,18 @@ def show(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
-    lines = [(key, details[key]) for key in ("name", "state", "template", "hostname", "address", "pid", "created")]
+    lines = [(key, details[key]) for key in ("name", "state", "template", "hostname", "pid", "created")]
+    in_use = {link["interface"]: link for link in details["networkInUse"]}
+    for link in details["network"]:
+        name = link["interface"]
+        used = in_use.pop(name, link)
+        lines.append((name, _link(link) if used == link else f"{_link(link)} (in use: {_link(used)})"))
+    lines += [(name, f"- (in use: {_link(link)})") for name, link in in_use.items()]
     if details["lastExit"]:
         lines.append(("last exit", details["lastExit"]))
     lines.append(("ids", f"{details['idBase']} to {details['idBase'] + 65535}"))
     for key, text in details["settings"].items():
-        if key in ("hostname", "address"):
+        if key in ("hostname", "address", "mac"):
             continue
         in_force = details["inForce"].get(key)
         differs = in_force is not None and in_force != text
@@ -226,6 +246,10 @@ def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
     if "cpu_stat.usage_usec" in usage:
         lines.append(("cpu time", f"{usage['cpu_stat.usage_usec'] / 1e6:.2f} s"))
     return lines
+
+
+def _link(link: dict[str, str]) -> str:
+    return " ".join(filter(None, (link["address"], link["address6"], link["mac"], f"on {link['network']}")))
 
 
 @cli.command("set")
@@ -352,6 +376,7 @@ def host(context: click.Context, as_json: bool) -> None:
         tables.as_json(found)
     else:
         found["controllers"] = found["controllers"] or "none: limits are refused"
+        del found["networks"]  # 'vemgr network list' shows them
         tables.fields(list(found.items()))
 
 

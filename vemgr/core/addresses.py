@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from vemgr.core.errors import AddressInUse, BadValue, NotEnoughResources
 
@@ -38,6 +38,24 @@ def parse_subnet(text: str, field: str = "subnet") -> IPv4Network:
     return subnet
 
 
+def parse_subnet6(text: str, field: str = "subnet6") -> IPv6Network:
+    """`text` as an IPv6 prefix for VEs. Raises BadValue."""
+    try:
+        subnet = IPv6Network(text)
+    except ValueError as error:
+        raise BadValue(field, text, str(error), remedy="write it as fd12:3456:789a::/64") from None
+    if not 48 <= subnet.prefixlen <= 120:
+        raise BadValue(field, text, "not a prefix of 48 to 120 bits", remedy="use one of 64 bits")
+    if subnet.is_multicast or subnet.is_link_local or subnet.is_loopback or subnet.is_unspecified:
+        raise BadValue(field, text, "not a range for hosts", remedy="use a private range such as fd12:3456:789a::/64")
+    return subnet
+
+
+def private_subnet6(random: bytes) -> str:
+    """A /64 of our own: RFC 4193, section 3.2, with the 40 bits of `random` as global id."""
+    return str(IPv6Network((bytes((0xFD, *random[:5])) + bytes(10), 64)))
+
+
 def choose_subnet(foreign: Iterable[str], candidates: Iterable[str] = CANDIDATES) -> str:
     """The first candidate that overlaps none of the `foreign` subnets ("a.b.c.d/n", host bits allowed).
 
@@ -60,8 +78,8 @@ class Pool:
     """The addresses of one subnet. The first host is the gateway (the host's end of the bridge), the rest are VEs'."""
 
     def __init__(self, subnet: str) -> None:
-        """Raises BadValue if `subnet` ("a.b.c.d/n") is none, or too small."""
-        self.network = parse_subnet(subnet)
+        """Raises BadValue if `subnet` ("a.b.c.d/n" or "x::/n") is none, or too small."""
+        self.network = parse_subnet6(subnet) if ":" in subnet else parse_subnet(subnet)
         self._gateway = self.network.network_address + 1
 
     @property
@@ -78,16 +96,19 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """How many VEs can have an address."""
-        return self.network.num_addresses - 3
+        """How many VEs can have an address. IPv6 has no broadcast address."""
+        return self.network.num_addresses - (3 if self.network.version == 4 else 2)
+
+    def __contains__(self, address: str) -> bool:
+        return ip_address(address) in self.network
 
     def allocate(self, taken: Iterable[str]) -> str:
         """The lowest address that is not in `taken`. Raises NotEnoughResources when all are."""
-        used = {int(IPv4Address(address)) for address in taken}
+        used = {int(found) for found in map(ip_address, taken) if found.version == self.network.version}
         first = int(self._gateway) + 1
         for number in range(first, first + self.size):
             if number not in used:
-                return str(IPv4Address(number))
+                return str(type(self._gateway)(number))
         raise NotEnoughResources(
             f"all {self.size} addresses of {self.subnet} are taken",
             remedy="destroy VEs that are not needed, or set a larger subnet",
@@ -100,30 +121,30 @@ class Pool:
         Raises BadValue if it is no address or no VE's to have, AddressInUse if a VE has it.
         """
         try:
-            wanted = IPv4Address(address)
-        except AddressValueError as error:
+            wanted = type(self._gateway)(address)
+        except ValueError as error:
             raise BadValue(field, address, str(error), remedy=f"give an address of {self.subnet}") from None
         if wanted not in self.network:
             raise BadValue(field, address, f"not in the VEs' subnet {self.subnet}", remedy=self._range())
-        reserved = {
-            self.network.network_address: "it is the subnet's own address",
-            self.network.broadcast_address: "it is the subnet's broadcast address",
-            self._gateway: "it is the gateway's",
-        }
+        reserved = {self.network.network_address: "it is the subnet's own address",
+                    self._gateway: "it is the gateway's"}
+        if wanted.version == 4:
+            reserved[self.network.broadcast_address] = "it is the subnet's broadcast address"
         if wanted in reserved:
             raise BadValue(field, address, reserved[wanted], remedy=self._range())
-        for other, owner in taken.items():
-            if IPv4Address(other) == wanted:
-                raise AddressInUse(
-                    f"address {wanted} is taken by VE {owner}",
-                    remedy=f"choose another, for instance {self.allocate(taken)}" if self._room(taken) else "",
-                    address=wanted,
-                    ve=owner,
-                )
+        owner = taken.get(str(wanted))
+        if owner is not None:
+            raise AddressInUse(
+                f"address {wanted} is taken by VE {owner}",
+                remedy=f"choose another, for instance {self.allocate(taken)}" if self._room(taken) else "",
+                address=wanted,
+                ve=owner,
+            )
         return str(wanted)
 
     def _range(self) -> str:
-        return f"choose from {self._gateway + 1} to {self.network.broadcast_address - 1}"
+        last = self.network.broadcast_address - (1 if self.network.version == 4 else 0)
+        return f"choose from {self._gateway + 1} to {last}"
 
     def _room(self, taken: Mapping[str, str]) -> bool:
         return len(taken) < self.size

@@ -11,11 +11,20 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 from vemgr.core import resources as units
 from vemgr.core.errors import BadParameter, BadValue
+from vemgr.core.links import (
+    Link,
+    Publication,
+    parse_address,
+    parse_links,
+    parse_mac,
+    parse_publications,
+    show_links,
+    show_publications,
+)
 from vemgr.core.plan import USER_NAMESPACES
 from vemgr.core.syscalls import ALLOWABLE
 
@@ -44,8 +53,10 @@ class Settings:
     io_write: int | None = None
     iops_read: int | None = None  # operations/s
     iops_write: int | None = None
-    network: str = "bridge"
-    address: str | None = None
+    network: tuple[Link, ...] = (Link(),)
+    address: tuple[str, ...] = ()  # of the first link
+    mac: str = ""
+    publish: tuple[Publication, ...] = ()
     hostname: str | None = None
     init: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -66,6 +77,7 @@ class Setting:
     help: str
     live: bool = True
     controller: str = ""
+    repeatable: bool = False  # on the command line; in a text, the values are separated by spaces
 
     @property
     def option(self) -> str:
@@ -97,19 +109,18 @@ def _show_swap(value: int | None) -> str:
     return "auto" if value == AUTOMATIC else units.format_size(value)
 
 
-def _parse_network(field_: str, text: str) -> str:
-    if text not in ("bridge", "none"):
-        raise BadValue(field_, text, "not a kind of network", remedy="choose 'bridge' or 'none'")
-    return text
+def _parse_address(field_: str, text: str) -> tuple[str, ...]:
+    if text in ("", "auto"):
+        return ()
+    addresses = tuple(sorted((parse_address(field_, word) for word in text.replace(",", " ").split()),
+                             key=lambda address: ":" in address))
+    if len({":" in address for address in addresses}) != len(addresses):
+        raise BadValue(field_, text, "more than one address of a family")
+    return addresses
 
 
-def _parse_address(field_: str, text: str) -> str | None:
-    if text == "auto":
-        return None
-    try:
-        return str(IPv4Address(text))
-    except AddressValueError:
-        raise BadValue(field_, text, "not an IPv4 address", remedy="write one like 10.1.2.3, or 'auto'") from None
+def _parse_mac(field_: str, text: str) -> str:
+    return "" if text in ("", "auto") else parse_mac(field_, text)
 
 
 def _parse_hostname(field_: str, text: str) -> str | None:
@@ -169,9 +180,16 @@ SETTINGS: tuple[Setting, ...] = (
             "disk read operations per second", controller="io"),
     Setting("iops-write", "N", _count(1, 10**9, unlimited=True), _count_text,
             "disk write operations per second", controller="io"),
-    Setting("network", "bridge|none", _parse_network, str, "kind of network", live=False),
-    Setting("address", "IPV4", _parse_address, lambda value: value or "auto",
-            "address on the VEs' bridge, or 'auto' for one from the pool", live=False),
+    Setting("network", "NAME[:OPTIONS]", parse_links, show_links,
+            "network of eth0; given again, of eth1, and so on; 'none' for no network. OPTIONS are address=ADDRESS and "
+            "mac=MAC, with commas between them", live=False, repeatable=True),
+    Setting("address", "ADDRESS", _parse_address, lambda value: " ".join(value) or "auto",
+            "IPv4 or IPv6 address of eth0, or both; 'auto' for one from the network's pool", live=False,
+            repeatable=True),
+    Setting("mac", "MAC", _parse_mac, lambda value: value or "auto",
+            "MAC address of eth0, or 'auto' for one that follows from the address", live=False),
+    Setting("publish", "[ADDR:]PORT:PORT[/udp]", parse_publications, show_publications,
+            "port of the host that leads to a port of the VE; empty for none", repeatable=True),
     Setting("hostname", "NAME", _parse_hostname, lambda value: value or "", "host name inside (the VE's name)",
             live=False),
     Setting("init", "COMMAND", _parse_init, shlex.join,
@@ -206,7 +224,35 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
     if result.swap not in (None, AUTOMATIC) and result.memory is None:
         raise BadValue("swap", units.format_size(result.swap), "a swap limit needs a memory limit",
                        remedy="set memory too")
+    _check_network(result)
     return result
+
+
+def _check_network(settings: Settings) -> None:
+    """What one of the network's settings says must not contradict another."""
+    names = [link.network for link in settings.network]
+    if len(set(names)) != len(names):
+        raise BadValue("network", show_links(settings.network), "a VE has one link to a network")
+    for key, value in (("address", " ".join(settings.address)), ("mac", settings.mac),
+                       ("publish", show_publications(settings.publish))):
+        if value and not names:
+            raise BadValue(key, value, "a VE with network 'none' has no address")
+    if names:
+        first = settings.network[0]
+        if (settings.address and first.addresses) or (settings.mac and first.mac):
+            raise BadValue("network", str(first), "says what address or mac says too",
+                           remedy="give it once, with one of the options")
+
+
+def wished_links(settings: Settings) -> tuple[Link, ...]:
+    """The links that a VE is to have, with what was asked for; "" is for the network to choose."""
+    if not settings.network:
+        return ()
+    first, *others = settings.network
+    addresses = settings.address or first.addresses
+    first = Link(first.network, next((a for a in addresses if ":" not in a), ""),
+                 next((a for a in addresses if ":" in a), ""), settings.mac or first.mac)
+    return (first, *others)
 
 
 def show_settings(settings: Settings, *, all_: bool = False) -> dict[str, str]:
@@ -227,17 +273,22 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Definition:
-    """What is kept of a VE over restarts. `address`: what it got from the pool or was given; `started`: it has been
-    started before; `ephemeral`: it goes away when its command ends."""
+    """What is kept of a VE over restarts. `links`: with the addresses that it got from the pools or was given;
+    `started`: it has been started before; `ephemeral`: it goes away when its command ends."""
 
     name: str
     template: str
     id_base: int
     created: str
     settings: Settings = field(default_factory=Settings)
-    address: str = ""
+    links: tuple[Link, ...] = ()
     started: bool = False
     ephemeral: bool = False
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address of eth0, "" without one."""
+        return self.links[0].address if self.links else ""
 
     @property
     def hostname(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vemgr.core.errors import BadParameter, BadValue, NotEnoughResources
+from vemgr.core.networks import KEYS, NetworkConfig, parse_networks
 from vemgr.core.plan import ID_COUNT
 
 # systemd leaves 1879048192 to 2147483647 to nobody (systemd.io/UIDS-GIDS): 4,096 ranges that no adduser, no
@@ -18,13 +19,12 @@ _LAST_ID = 0x7FFFFFFF
 
 @dataclass(frozen=True)
 class HostConfig:
-    """`subnet`: the VEs' IPv4 subnet, or "auto". `cgroup`: name of the VEs' part of the cgroup tree where systemd
-    gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from."""
+    """`networks`: the first is the one that VEs have unless they say otherwise. `cgroup`: name of the VEs' part of the
+    cgroup tree where systemd gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from."""
 
     state_dir: str = "/var/lib/vemgr"
     run_dir: str = "/run/vemgr"
-    bridge: str = "vemgr0"
-    subnet: str = "auto"
+    networks: tuple[NetworkConfig, ...] = (NetworkConfig(),)
     table: str = "vemgr"
     cgroup: str = "vemgr"
     id_first: int = _FIRST_ID
@@ -33,11 +33,15 @@ class HostConfig:
     @staticmethod
     def from_mapping(document: Mapping[str, Any]) -> HostConfig:
         """From the file's key-value pairs. Raises `BadParameter` or `BadValue`."""
-        known = {f.name.replace("_", "-"): f for f in fields(HostConfig)}
-        values: dict[str, Any] = {}
+        known = {f.name.replace("_", "-"): f for f in fields(HostConfig) if f.name != "networks"}
+        first = {key: document[key] for key in KEYS if key in document}
+        values: dict[str, Any] = {"networks": parse_networks(first, document.get("network", {}))}
         for key, value in document.items():
+            if key in (*KEYS, "network"):
+                continue
             if key not in known:
-                raise BadParameter(f"unknown key in vemgr.toml: {key}", remedy=f"there are: {', '.join(known)}")
+                remedy = f"there are: {', '.join((*known, *KEYS))}, and [network.NAME]"
+                raise BadParameter(f"unknown key in vemgr.toml: {key}", remedy=remedy)
             wanted = int if known[key].type == "int" else str
             if type(value) is not wanted:
                 raise BadValue(key, value, f"not a {'number' if wanted is int else 'text'}")
@@ -47,6 +51,11 @@ class HostConfig:
             if not getattr(config, name).startswith("/"):
                 raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")
         return config
+
+    @property
+    def instance(self) -> str:
+        """What tells this vemgr from another on the same host: the bridge of its first network."""
+        return self.networks[0].bridge
 
 
 def allocate_ids(config: HostConfig, taken: Iterable[int], foreign: Iterable[tuple[int, int]]) -> int:

@@ -152,12 +152,17 @@ class DaemonService:
     # the host
 
     async def host(self) -> dict[str, Any]:
-        pool = await self._parts.networking.choose()
+        await self._parts.networking.choose()
+        networks = self._parts.networking.describe()
         return {
             "version": vemgr.__version__, "controllers": sorted(self._parts.tree.controllers),
-            "cgroup": self._parts.tree.base, "subnet": pool.subnet, "bridge": self._parts.config.bridge,
+            "cgroup": self._parts.tree.base, "subnet": networks[0]["subnet"],
+            "bridge": networks[0]["bridge"], "networks": networks,
             "keeperPid": self._keeper_pid(), "stateDir": self._parts.config.state_dir,
         }
+
+    async def restore_network(self) -> None:
+        await self._parts.networking.restore()
 
     async def shutdown(self) -> None:
         """Refused while VEs run: the command line stops them first, with their time-outs."""

@@ -1,117 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""vemgr's own nftables table, through libnftables(3): masquerade, forwarding, the way to the host's resolver.
+"""vemgr's own nftables tables, one of the inet and one of the bridge family.
 
-A whole table is replaced in one transaction, so that there is no moment without it, and the result does not depend
-on what was there. Other tables are never touched. Note what that cannot do: a packet must be accepted by every
-table, so a drop in somebody else's (docker sets the policy of FORWARD to drop, firewalld rejects) still wins.
-
-Text is built here from validated values only: `Rules` refuses what is no address or no interface name.
+Both are replaced as a whole in one transaction through libnftables(3), so that there is no moment without them, and the
+result does not depend on what was there. Other tables are never touched. Note what that cannot do: a packet must be
+accepted by every table, so a drop in somebody else's (docker sets the policy of FORWARD to drop, firewalld rejects)
+still wins.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import re
-from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vemgr.core.errors import BadValue, KernelLacks, SystemFailure
+from vemgr.kernel import elements as messages
+from vemgr.kernel.elements import Element
+from vemgr.kernel.netlink import Requests
+from vemgr.kernel.ruleset import MARKER, Rules, removal, ruleset
 
-#: How we know a table as ours. Not in JSON before nftables 1.0.8, hence looked for in the text of a listing.
-MARKER = "managed by vemgr"
 _MARKED = re.compile(rf'^\tcomment "{MARKER}"$', re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-_INTERFACE = re.compile(r"[A-Za-z0-9_-]{1,15}")
+_FAMILIES = ("inet", "bridge")
 
+NETLINK_NETFILTER = 12  # linux/netlink.h
 NFT_CTX_DEFAULT = 0
 NFT_CTX_OUTPUT_JSON = 1 << 4
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the table is made from. Raises BadValue at construction."""
-
-    bridge: str
-    subnet: str
-    gateway: str
-    #: The resolver on the host's loopback that the VEs' questions to gateway:53 go to (IPv4), None for no redirect.
-    resolver: str | None = None
-
-    def __post_init__(self) -> None:
-        if not _INTERFACE.fullmatch(self.bridge):
-            raise BadValue("bridge", self.bridge, "not an interface name")
-        try:
-            IPv4Network(self.subnet)
-        except ValueError as error:
-            raise BadValue("subnet", self.subnet, str(error)) from None
-        for name, value in (("gateway", self.gateway), ("resolver", self.resolver)):
-            try:
-                IPv4Address("127.0.0.1" if value is None else value)
-            except AddressValueError as error:
-                raise BadValue(f"network.{name}", value, str(error)) from None
-        if self.resolver is not None and not IPv4Address(self.resolver).is_loopback:
-            raise BadValue("resolver", self.resolver, "only a resolver on the loopback needs a redirect")
-
-
-def ruleset(table: str, rules: Rules) -> str:
-    """The transaction that makes `table` what `rules` say, whatever it was. Pure."""
-    chains = "\n".join((_guard(rules), _redirect(rules), _forward(rules), _masquerade(rules)))
-    # The first line makes the second succeed where there is no table yet.
-    return (
-        f"table inet {table}\n"
-        f"delete table inet {table}\n"
-        f"table inet {table} {{\n"
-        f'\tcomment "{MARKER}"\n'
-        f"{chains}}}\n"
-    )
-
-
-def _chain(name: str, hook: str, lines: list[str]) -> str:
-    # The names avoid the words of the nft language: there is no quoting in it.
-    body = "".join(f"\t\t{line}\n" for line in [hook, *lines])
-    return f"\tchain {name} {{\n{body}\t}}\n"
-
-
-def _guard(rules: Rules) -> str:
-    """What a VE may not send at all. Before the redirect, whose result looks the same as what is dropped here.
-
-    The redirect needs route_localnet on the bridge, with which a VE's own packets to the host's 127.0.0.0/8, and
-    such that claim to come from there, would be delivered. Rules against spoofed addresses belong here too.
-    """
-    return _chain("guard", "type filter hook prerouting priority raw; policy accept;", [
-        f'iifname "{rules.bridge}" ip daddr 127.0.0.0/8 drop',
-        f'iifname "{rules.bridge}" ip saddr 127.0.0.0/8 drop',
-    ])
-
-
-def _redirect(rules: Rules) -> str:
-    """Questions to the gateway's port 53 go to the host's own resolver. Published ports belong here too."""
-    lines = []
-    if rules.resolver is not None:
-        asked = f'iifname "{rules.bridge}" ip daddr {rules.gateway}'
-        lines = [f"{asked} {protocol} dport 53 dnat ip to {rules.resolver}:53" for protocol in ("udp", "tcp")]
-    return _chain("nat_in", "type nat hook prerouting priority dstnat; policy accept;", lines)
-
-
-def _forward(rules: Rules) -> str:
-    """Both directions are open. A statement of intent: accepting here does not overrule a drop elsewhere."""
-    return _chain("routed", "type filter hook forward priority filter; policy accept;", [
-        f'iifname "{rules.bridge}" accept',
-        f'oifname "{rules.bridge}" accept',
-    ])
-
-
-def _masquerade(rules: Rules) -> str:
-    """VEs appear outside with the host's address. Not on `lo`, where the host talks to its own gateway address."""
-    return _chain("nat_out", "type nat hook postrouting priority srcnat; policy accept;", [
-        f'ip saddr {rules.subnet} oifname != {{ "lo", "{rules.bridge}" }} masquerade',
-    ])
+NFT_CTX_OUTPUT_TERSE = 1 << 11
 
 
 class Firewall:
-    """One table of the `inet` family, in the network namespace of the calling thread. Calls take a few ms.
+    """Both tables of one name, in the network namespace of the calling thread. `ensure` takes a few ms.
 
     Raises BadValue for a name that is none, and KernelLacks where libnftables is not installed.
     """
@@ -121,38 +43,69 @@ class Firewall:
             raise BadValue("table", table, "not a name of at most 32 letters, digits, _ and -")
         self.table = table
         self._library = _load()
+        self._requests: Requests | None = None
 
-    def ensure(self, rules: Rules) -> None:
-        """Make the table what `rules` say, in one transaction. Raises BadValue if a foreign table has its name."""
+    def close(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+
+    def ensure(self, rules: Rules, elements: Iterable[Element] = ()) -> None:
+        """Make the tables what `rules` say, in one transaction. Raises BadValue if a foreign table has their name."""
         self._refuse_foreign()
-        self._run(ruleset(self.table, rules))
+        self._run(ruleset(self.table, rules, elements))
+
+    def add(self, elements: Sequence[Element]) -> bool:
+        """Add elements, all or none; False when the tables are not as they should be: `ensure` puts that right."""
+        return self._change(messages.additions(self.table, elements)) if elements else True
+
+    def take(self, elements: Sequence[Element]) -> bool:
+        """Take elements away, all or none; False as for `add`."""
+        return self._change(messages.removals(self.table, elements)) if elements else True
+
+    def _change(self, transaction: list[bytes]) -> bool:
+        if self._requests is None:
+            self._requests = Requests(NETLINK_NETFILTER)
+        try:
+            self._requests.send(transaction, acknowledged=-2)
+        except OSError as error:
+            # No table, set or element of the name, or one that says something else.
+            if error.errno in (errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.EINVAL):
+                return False
+            raise SystemFailure(f"nftables refused a change of table {self.table}: {error.strerror}", call="nft",
+                                errno=error.errno) from error
+        return True
 
     def remove(self) -> None:
-        """Delete the table; not an error when there is none. Raises BadValue if it is not ours."""
+        """Delete the tables; not an error when there are none. Raises BadValue if one is not ours."""
         self._refuse_foreign()
-        self._run(f"table inet {self.table}\ndelete table inet {self.table}\n")
+        self._run(removal(self.table))
 
     def present(self) -> bool:
-        """Whether our table exists."""
-        return self._exists() and self._marked()
+        """Whether both of our tables exist."""
+        existing = self._existing()
+        return len(existing) == len(_FAMILIES) and all(map(self._marked, existing))
 
     def listing(self) -> str:
-        """The table as `nft list table` prints it, empty when there is none."""
-        return self._run(f"list table inet {self.table}") if self._exists() else ""
+        """The tables as `nft list table` prints them, empty when there are none."""
+        return "".join(self._run(f"list table {family} {self.table}") for family in self._existing())
 
     def _refuse_foreign(self) -> None:
-        if self._exists() and not self._marked():
-            raise BadValue(
-                "table", self.table, "there is an nftables table of this name which is not vemgr's",
-                remedy="set table to another name",
-            )
+        for family in self._existing():
+            if not self._marked(family):
+                raise BadValue(
+                    "table", self.table, f"there is an nftables table of this name ({family}) which is not vemgr's",
+                    remedy="set table to another name",
+                )
 
-    def _exists(self) -> bool:
-        tables = json.loads(self._run("list tables inet", NFT_CTX_OUTPUT_JSON))["nftables"]
-        return any(entry["table"]["name"] == self.table for entry in tables if "table" in entry)
+    def _existing(self) -> list[str]:
+        tables = json.loads(self._run("list tables", NFT_CTX_OUTPUT_JSON))["nftables"]
+        found = [(entry["table"]["family"], entry["table"]["name"]) for entry in tables if "table" in entry]
+        return [family for family in _FAMILIES if (family, self.table) in found]
 
-    def _marked(self) -> bool:
-        return _MARKED.search(self._run(f"list table inet {self.table}")) is not None
+    def _marked(self, family: str) -> bool:
+        # Without its elements, of which there are many: only what stands at the top says whose it is.
+        return _MARKED.search(self._run(f"list table {family} {self.table}", NFT_CTX_OUTPUT_TERSE)) is not None
 
     def _run(self, commands: str, output: int = 0) -> str:
         """Run nft commands as one transaction and return what they print. Raises SystemFailure."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,15 +19,10 @@ from pyroute2.netlink import NLM_F_DUMP_INTR
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_type
 
-from vemgr.core.errors import BadValue, PermissionDenied, SystemFailure, VemgrError
+from vemgr.core.errors import BadValue, KernelLacks, PermissionDenied, SystemFailure, VemgrError
 from vemgr.kernel import netlink, veth
-from vemgr.kernel.sysctl import enable_forwarding, has_setting, restore_forwarding, write_setting
-from vemgr.kernel.veth import host_ifname, inside_messages, loopback_messages, mac_for
-
-__all__ = [
-    "BridgeNetwork", "enable_forwarding", "host_ifname", "inside_messages", "loopback_messages", "mac_for",
-    "restore_forwarding",
-]
+from vemgr.kernel.sysctl import has_setting, write_setting
+from vemgr.kernel.veth import IFA_F_NODAD, End, mac_for
 
 #: What a link dump leaves out: statistics are half of each message.
 RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -54,13 +49,22 @@ class BridgeNetwork:
         self.mac = mac_for(bridge, "bridge")
         self._index = 0
         self._ipr: Any = None
+        self._requests: netlink.Requests | None = None
+
+    @property
+    def opened(self) -> bool:
+        return self._ipr is not None
 
     async def open(self) -> None:
         # groups=0: membership in multicast groups would queue every event of the host for a reader we do not have.
         self._ipr = AsyncIPRoute(groups=0, ext_ack=True)
         await self._ipr.setup_endpoint()
+        self._requests = netlink.Requests()
 
     def close(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
         if self._ipr is not None:
             self._ipr.close()
             self._ipr = None
@@ -93,18 +97,31 @@ class BridgeNetwork:
         await self._set_address(IPv4Interface(f"{gateway}/{prefixlen}"))
         await self._do("link", "set", index=self._index, state="up")
 
-    async def attach(self, host_ifname: str, netns_fd: int, mac: str, mtu: int) -> None:
-        """Make a veth pair: host end on the bridge and up, `eth0` with `mac` in the namespace of `netns_fd`.
+    async def ensure_ipv6(self, gateway: str, prefixlen: int) -> None:
+        """Have this IPv6 address on the bridge besides. After `ensure_bridge`, which leaves IPv6 off.
+
+        Raises KernelLacks where the host has no IPv6.
+        """
+        settings = f"net/ipv6/conf/{self.bridge}"
+        if not has_setting(settings):
+            raise KernelLacks("this host has no IPv6", remedy=f"set subnet6 of the network on {self.bridge} to 'off'")
+        # The link-local address too is ours alone: nobody on the bridge may send from another's address.
+        for name, value in (("accept_dad", 0), ("accept_redirects", 0), ("autoconf", 0), ("disable_ipv6", 0)):
+            write_setting(f"{settings}/{name}", value)
+        await self._set_address(IPv6Interface(f"{gateway}/{prefixlen}"))
+
+    async def attach(self, host_ifname: str, netns_fd: int, end: End) -> None:
+        """Make a veth pair: host end on the bridge and up, `end` in the namespace of `netns_fd`.
 
         A host end of that name which is left over (of a VE whose namespace the kernel is still taking down) is
         deleted first. Needs a successful `ensure_bridge` in this object's life.
         """
         for _ in range(ATTACH_ATTEMPTS):
             try:
-                return await self._newlink(host_ifname, netns_fd, mac, mtu)
-            except NetlinkError as error:
+                return self._newlink(host_ifname, netns_fd, end)
+            except OSError as error:
                 # Either the name is taken or, once in thousands of times, the index.
-                if error.code not in (errno.EEXIST, errno.EBUSY):
+                if error.errno not in (errno.EEXIST, errno.EBUSY):
                     raise _failed("create link", host_ifname, error) from None
                 await self._remove_leftover(host_ifname)
         raise SystemFailure(f"cannot create link {host_ifname}: its name keeps being taken", interface=host_ifname)
@@ -180,31 +197,48 @@ class BridgeNetwork:
         write_setting(f"{ipv4}/accept_redirects", 0)
         ipv6 = f"net/ipv6/conf/{self.bridge}"
         if has_setting(ipv6):
-            # VEs have no IPv6 yet. Left on, a VE's router advertisement becomes the host's default route
-            # (CVE-2020-13401), and the host's services are reachable by its link-local address.
+            # A router advertisement from the bridge would become the host's default route (CVE-2020-13401).
             write_setting(f"{ipv6}/accept_ra", 0)
+
+    async def disable_ipv6(self) -> None:
+        """For a network without IPv6: the host's services would be reachable by the bridge's link-local address."""
+        ipv6 = f"net/ipv6/conf/{self.bridge}"
+        if has_setting(ipv6):
             write_setting(f"{ipv6}/disable_ipv6", 1)
 
-    async def _set_address(self, wanted: IPv4Interface) -> None:
-        addresses = await self._dump("addr", family=socket.AF_INET)
-        present = {f"{a.get('local')}/{a['prefixlen']}" for a in addresses if a["index"] == self._index}
+    async def _set_address(self, wanted: IPv4Interface | IPv6Interface) -> None:
+        """Have this address of its family and no other, apart from link-local ones of IPv6."""
+        family = socket.AF_INET if wanted.version == 4 else socket.AF_INET6
+        present = set()
+        for address in await self._dump("addr", family=family):
+            if address["index"] == self._index:
+                found = address.get("local") or address.get("address")
+                if not ip_address(found).is_link_local:
+                    present.add(f"{found}/{address['prefixlen']}")
         for other in present - {str(wanted)}:
-            address, _, prefixlen = other.partition("/")
-            await self._do("addr", "del", index=self._index, address=address, prefixlen=int(prefixlen))
+            found, _, prefixlen = other.partition("/")
+            await self._do("addr", "del", index=self._index, address=found, prefixlen=int(prefixlen), family=family)
         if str(wanted) not in present:
-            await self._do(
-                "addr", "add", index=self._index, address=str(wanted.ip), prefixlen=wanted.network.prefixlen,
-                broadcast=str(wanted.network.broadcast_address),
-            )
+            more: dict[str, Any] = {"flags": IFA_F_NODAD}
+            if isinstance(wanted, IPv4Interface):
+                more = {"broadcast": str(wanted.network.broadcast_address)}
+            await self._do("addr", "add", index=self._index, address=str(wanted.ip), family=family,
+                           prefixlen=wanted.network.prefixlen, **more)
 
-    async def _newlink(self, host_ifname: str, netns_fd: int, mac: str, mtu: int) -> None:
-        if not self._index:
+    async def enslave(self, host_ifname: str) -> None:
+        """Make a host end a port of the bridge again, after somebody has deleted the bridge. Does nothing to one that
+        is. Raises SystemFailure when the host end is gone."""
+        link = await self._link(host_ifname)
+        if link is None:
+            raise SystemFailure(f"interface {host_ifname} is gone; restart the VE", interface=host_ifname)
+        if link.get("master") != self._index:
+            await self._do("link", "set", index=link["index"], master=self._index, state="up")
+
+    def _newlink(self, host_ifname: str, netns_fd: int, end: End) -> None:
+        if not self._index or self._requests is None:
             raise SystemFailure(f"there is no bridge {self.bridge} to attach {host_ifname} to")
-        request = veth.birth(
-            host_ifname, host_index=veth.random_host_index(), bridge_index=self._index, netns_fd=netns_fd,
-            mac=mac, mtu=mtu,
-        )
-        await self._ipr.link("add", **request)
+        self._requests.send([veth.birth(
+            host_ifname, host_index=veth.random_host_index(), bridge_index=self._index, netns_fd=netns_fd, end=end)])
 
     async def _remove_leftover(self, host_ifname: str) -> None:
         """Delete a veth that is in the way, unless somebody else uses it on another bridge."""

@@ -30,6 +30,48 @@ def restore_forwarding(previous: int) -> None:
         write_setting("net/ipv4/ip_forward", 0)
 
 
+def forwarding6() -> list[str] | None:
+    """What `enable_forwarding6` is going to change, to be recorded before: the interfaces that heed router
+    advertisements as long as the host does not forward, or None where it does."""
+    if int(read_setting("net/ipv6/conf/all/forwarding")):
+        return None
+    return [name for name in sorted(os.listdir("/proc/sys/net/ipv6/conf"))
+            if name not in ("all", "lo") and _accepts_ra(name)]
+
+
+def enable_forwarding6() -> None:
+    """Let the host route IPv6, if it does not.
+
+    A host that forwards does not heed router advertisements any more (ip-sysctl.rst, accept_ra), and would lose its
+    own default route: 2 means "heed them all the same".
+    """
+    for name in forwarding6() or []:
+        write_setting(f"net/ipv6/conf/{name}/accept_ra", 2)
+    write_setting("net/ipv6/conf/all/forwarding", 1)
+
+
+def _accepts_ra(interface: str) -> bool:
+    try:
+        return read_setting(f"net/ipv6/conf/{interface}/accept_ra") == "1"
+    except SystemFailure:
+        return False  # it went away meanwhile
+
+
+def restore_forwarding6(changed: list[str] | None) -> None:
+    """Undo `enable_forwarding6`, given what `forwarding6` was before."""
+    if changed is None:
+        return
+    write_setting("net/ipv6/conf/all/forwarding", 0)
+    for name in changed:
+        path = f"net/ipv6/conf/{name}/accept_ra"
+        if has_setting(path) and read_setting(path) == "2":
+            write_setting(path, 1)
+
+
+def has_ipv6() -> bool:
+    return has_setting("net/ipv6")
+
+
 def read_setting(path: str) -> str:
     """A file below /proc/sys, which shows the reader's own network namespace. Raises SystemFailure."""
     try:

@@ -14,6 +14,7 @@ from typing import Any
 from vemgr.core.errors import CannotStop, VemgrError
 from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
+from vemgr.runtime.addressing import Addressing
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.planning import stop_signal
@@ -29,11 +30,13 @@ _REBOOT_DELAY = 2.0
 
 
 class Ender:
-    def __init__(self, parts: Parts, launcher: Launcher, instances: Instances, starter: Starter) -> None:
+    def __init__(self, parts: Parts, launcher: Launcher, instances: Instances, starter: Starter,
+                 addressing: Addressing) -> None:
         self._parts = parts
         self._launcher = launcher
         self._instances = instances
         self._starter = starter
+        self._addressing = addressing
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def stop(self, instance: Instance, timeout: float) -> str:
@@ -82,6 +85,7 @@ class Ender:
         try:
             await self._starter.remove_cgroup(instance.name)
         finally:
+            self._parts.networking.released(instance.name)
             instance.is_over()
 
     async def remove(self, instance: Instance) -> str:
@@ -155,7 +159,7 @@ class Ender:
                 return
             instance.verb, instance.restarting, instance.rebooted = "start", False, time.monotonic()
             try:
-                instance.definition = self._parts.store.load(instance.name)
+                await self._addressing.reload(instance)
                 await self._starter.start(instance)
             except VemgrError as error:
                 log.error("VE %s asked for a reboot but does not start: %s", instance.name, error)

@@ -50,9 +50,8 @@ class Instance:
     """What is known of a VE while the daemon runs.
 
     `verb`: in progress, "" if none. `ended`: set once its init is gone. `stopping`: a verb waits for that and will
-    tidy up. `in_force`: the settings that its cgroup carries. `address_in_use`: of the running VE, which may differ
-    from the next start's. `restarting`: it asked for a reboot, which is about to happen. `rebooted`: when it last
-    did, monotonic seconds. `last_exit`: how the last init ended.
+    tidy up. `in_force`: the settings that its cgroup carries. `restarting`: it asked for a reboot, which is about to
+    happen. `rebooted`: when it last did, monotonic seconds. `last_exit`: how the last init ended.
     """
 
     definition: Definition
@@ -63,7 +62,6 @@ class Instance:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
     in_force: Settings = field(default_factory=Settings)
-    address_in_use: str = ""
     restarting: bool = False
     rebooted: float = -1e9
     last_exit: str = ""
@@ -80,17 +78,18 @@ class Instance:
     def began(self, pid: int, state: State = State.RUNNING) -> None:
         self.state, self.pid, self.stopping = state, pid, False
         self.in_force = self.definition.settings
-        self.address_in_use = self.definition.address
         self.restarting = False
         self.ended.clear()
 
     def is_over(self) -> None:
-        self.state, self.pid, self.address_in_use = State.STOPPED, 0, ""
+        self.state, self.pid = State.STOPPED, 0
 
     def summary(self) -> dict[str, Any]:
         definition = self.definition
         return {"name": definition.name, "state": str(self.state), "template": definition.template,
-                "address": definition.address, "pid": self.pid, "verb": self.verb}
+                "address": definition.address, "pid": self.pid, "verb": self.verb,
+                "address6": definition.links[0].address6 if definition.links else "",
+                "publish": list(map(str, definition.settings.publish))}
 
 
 class Instances:
@@ -127,11 +126,6 @@ class Instances:
     def holds(self, instance: Instance) -> bool:
         """Whether this VE still is the one of its name: another may have been created since."""
         return self._by_name.get(instance.name) is instance
-
-    def addresses(self, apart_from: str) -> dict[str, str]:
-        """Address to name, of what VEs have now or will have at their next start."""
-        others = [instance for instance in self if instance.name != apart_from]
-        return {address: i.name for i in others for address in (i.definition.address, i.address_in_use) if address}
 
     def users_of(self, template: str) -> list[Instance]:
         return [instance for instance in self if instance.definition.template == template]

@@ -15,14 +15,15 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vemgr.core.config import Definition, Settings, changed, check_name, parse_settings, show_settings
-from vemgr.core.errors import BadValue, ConsoleInUse, NoTemplate, SystemFailure, VEExists, VemgrError
+from vemgr.core.config import Definition, changed, check_name, parse_settings, show_settings
+from vemgr.core.errors import ConsoleInUse, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.plan import Plan
 from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import stopping
+from vemgr.runtime.addressing import Addressing
 from vemgr.runtime.ending import Ender
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
@@ -40,18 +41,21 @@ class Manager:
         self._launcher = launcher
         self.instances = Instances()
         self._starter = Starter(parts, launcher)
-        self._ender = Ender(parts, launcher, self.instances, self._starter)
+        self._addressing = Addressing(parts, self.instances)
+        self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
 
     async def show(self, name: str) -> dict[str, Any]:
         """Everything about one VE: its settings, the limits in force as the kernel has them, and what it uses."""
         instance = self.instances.get(name)
         definition = instance.definition
+        network, network_in_use = self._parts.networking.show(name, definition.links)
         return {
             **instance.summary(), "hostname": definition.hostname, "idBase": definition.id_base,
             "created": definition.created, "lastExit": instance.last_exit, "ephemeral": definition.ephemeral,
             "settings": show_settings(definition.settings, all_=True),
             "inForce": self._parts.limits.in_force(name) if instance.running else {},
             "usage": _flat(readings(self._parts.tree[name])) if instance.running else {},
+            "network": network, "networkInUse": network_in_use,
             "console": self._parts.logs.tail(name),
         }
 
@@ -77,12 +81,13 @@ class Manager:
             raise VEExists(name)
         await self._starter.template(template)
         self._parts.limits.check(settings)
-        # Between here and the admission nothing waits, so no other client gets the name, the address or the ids.
-        address = await self._address(name, settings)
+        await self._parts.networking.choose()
+        # Between here and the admission nothing waits, so no other client gets the name, an address or the ids.
+        links = self._addressing.links(name, settings)
         if name in self.instances:
             raise VEExists(name)
         instance = self.instances.admit(Definition(
-            name=name, template=template, created=utc_now(), settings=settings, ephemeral=ephemeral, address=address,
+            name=name, template=template, created=utc_now(), settings=settings, ephemeral=ephemeral, links=links,
             id_base=allocate_ids(self._parts.config, self._taken_ids(), foreign_ranges()),
         ))
         async with self.instances.held(name, Verb.CREATE):
@@ -95,18 +100,6 @@ class Manager:
 
     def _taken_ids(self) -> list[int]:
         return [instance.definition.id_base for instance in self.instances]
-
-    async def _address(self, name: str, settings: Settings) -> str:
-        """The address asked for, or one from the pool. Waits only before it looks at what is taken."""
-        if settings.network == "none":
-            if settings.address:
-                raise BadValue("address", settings.address, "a VE with network 'none' has no address")
-            return ""
-        pool = await self._parts.networking.choose()
-        taken = self.instances.addresses(apart_from=name)
-        if settings.address:
-            return pool.check(settings.address, taken)
-        return pool.allocate(taken)
 
     async def destroy(self, name: str, *, force: bool = False) -> None:
         async with self.instances.held(name, Verb.DESTROY) as instance:
@@ -124,7 +117,7 @@ class Manager:
         async with self.instances.held(name, Verb.START) as instance:
             check(name, instance.state, Verb.START)
             # The file is the truth: an administrator may have edited it since.
-            instance.definition = self._parts.store.load(name)
+            await self._addressing.reload(instance)
             await self._starter.start(instance)
 
     async def stop(self, name: str, *, timeout: float | None = None, kill: bool = False) -> str:
@@ -140,7 +133,7 @@ class Manager:
         async with self.instances.held(name, Verb.STOP) as instance:
             check(name, instance.state, Verb.STOP)
             step = await self._ender.stop(instance, _patience(instance, timeout))
-            instance.definition = self._parts.store.load(name)
+            await self._addressing.reload(instance)
             await self._starter.start(instance)
             return step
 
@@ -168,8 +161,9 @@ class Manager:
             self._parts.limits.check(settings)
             after = replace(before, settings=settings)
             differing = changed(before.settings, settings)
-            if {"network", "address"} & {setting.key for setting in differing}:
-                after = replace(after, address=await self._address(name, settings))
+            if {"network", "address", "mac", "publish"} & {setting.key for setting in differing}:
+                await self._parts.networking.choose()
+                after = replace(after, links=self._addressing.links(name, settings, before))
             instance.definition = after  # before anything waits: its address is taken from now on
             try:
                 await self._apply_and_save(instance, after)
@@ -179,13 +173,21 @@ class Manager:
             return [setting.key for setting in differing if instance.running and not setting.live]
 
     async def _apply_and_save(self, instance: Instance, after: Definition) -> None:
+        name, before, networking = after.name, instance.in_force, self._parts.networking
         if instance.running:
-            await self._parts.limits.apply(after.name, after.settings, instance.in_force)
+            networking.publish(name, after.settings.publish)
         try:
-            await asyncio.to_thread(self._parts.store.save, after)
+            if instance.running:
+                await self._parts.limits.apply(name, after.settings, before)
+            try:
+                await asyncio.to_thread(self._parts.store.save, after)
+            except VemgrError:
+                if instance.running:  # what is not kept must not be in force
+                    await self._parts.limits.apply(name, before, after.settings)
+                raise
         except VemgrError:
-            if instance.running:  # what is not kept must not be in force
-                await self._parts.limits.apply(after.name, instance.in_force, after.settings)
+            if instance.running:
+                networking.publish(name, before.publish)
             raise
         instance.in_force = after.settings
 

@@ -1,153 +1,349 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The VEs' network as one thing: subnet, bridge, firewall table, names. Made when the first VE needs it."""
+"""The VEs' networks as one thing: subnets, bridges, firewall tables, links. Made when the first VE needs them."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from vemgr.core.addresses import Pool, choose_subnet
+from vemgr.core.config import Settings, wished_links
+from vemgr.core.errors import BadValue, VemgrError
 from vemgr.core.host import HostConfig
-from vemgr.kernel.durable import replace_file
-from vemgr.kernel.firewall import Firewall, Rules
-from vemgr.kernel.network import (
-    BridgeNetwork,
-    enable_forwarding,
-    host_ifname,
-    inside_messages,
-    loopback_messages,
-    mac_for,
-    restore_forwarding,
-)
-from vemgr.kernel.sysctl import forwarding
+from vemgr.core.links import Link, Publication
+from vemgr.core.networks import Mode
+from vemgr.kernel.firewall import Firewall
+from vemgr.kernel.network import BridgeNetwork
+from vemgr.kernel.ruleset import Rules, Zone
+from vemgr.kernel.sysctl import has_ipv6
+from vemgr.kernel.veth import End, host_ifname, inside_messages, loopback_messages, port_prefix
+from vemgr.runtime.attachments import Attachment, Attachments
+from vemgr.runtime.forwarding import Forwarding
+from vemgr.runtime.published import Published
 from vemgr.runtime.resolver import resolv_conf_for
-from vemgr.runtime.store import storage_errors
+from vemgr.runtime.subnets import Subnets, Taken, choose_subnets, known_subnets
+
+log = logging.getLogger(__name__)
 
 _RESOLV_CONF = "/etc/resolv.conf"
 _UPSTREAM = "/run/systemd/resolve/resolv.conf"
 
 
 class Networking:
-    """`pool` is known once `choose` has run; `prepare` makes what VEs need on the host and is idempotent."""
+    """`choose` settles the subnets, `prepare` makes what VEs need on the host; both are idempotent."""
 
     def __init__(self, config: HostConfig) -> None:
         self._config = config
         self._state = f"{config.state_dir}/network.json"
-        self._forwarding = f"{config.run_dir}/ip_forward"
-        self._bridge = BridgeNetwork(config.bridge)
-        self._prepared = False
-        self._opened = False
+        self._forwarding = Forwarding(config.run_dir)
+        self._prefix = port_prefix(config.instance)
+        self._bridges = {network.name: BridgeNetwork(network.bridge, self._prefix) for network in config.networks}
+        self._firewall: Firewall | None = None
+        self._subnets: dict[str, Subnets] = {}
+        self._prepared: set[str] = set()  # networks whose bridge is there; with any, the tables are too
         self._changing = asyncio.Lock()  # two first VEs at once: one of them makes the network, the other waits
-        self.pool: Pool | None = None
         self._mtu = 1500
+        self._ipv6 = has_ipv6()
+        self._published = Published()
+        self.attachments = Attachments(f"{config.run_dir}/network")
 
-    async def choose(self) -> Pool:
-        """The VEs' subnet: as configured, as chosen before, or one that clashes with nothing on this host."""
-        if self.pool is None:
+    # subnets and addresses
+
+    async def choose(self) -> None:
+        """Settle every network's subnets: as configured, as chosen before, or such that clash with nothing here."""
+        if not self._subnets:
             async with self._changing:
-                return await self._choose()
-        return self.pool
+                if not self._subnets:
+                    foreign = []
+                    if not known_subnets(self._config.networks, self._state):
+                        bridge = await self._open(self._config.networks[0].name)
+                        foreign = await bridge.foreign_subnets()
+                    self._subnets = choose_subnets(self._config.networks, self._state, foreign)
 
-    async def _choose(self) -> Pool:
-        if self.pool is None:
-            subnet = self._config.subnet
-            if subnet == "auto":
-                subnet = self._remembered() or choose_subnet(await self._foreign())
-            self.pool = Pool(subnet)
-            with storage_errors("remember the subnet"):
-                replace_file(self._state, json.dumps({"subnet": self.pool.subnet}))
-        return self.pool
+    def subnets(self, network: str) -> Subnets:
+        """Raises `BadValue` for a network that is not there."""
+        found = self._subnets.get(network)
+        if found is None:
+            raise BadValue("network", network, "there is no network of this name",
+                           remedy=f"choose from {', '.join(self._subnets)}, or describe it in vemgr.toml")
+        return found
 
-    async def _foreign(self) -> list[str]:
-        await self._open()
-        return await self._bridge.foreign_subnets()
+    def links_for(self, settings: Settings, before: Sequence[Link], taken: Taken) -> tuple[Link, ...]:
+        """The links that a VE with these settings gets; what it had `before` it keeps where it may.
 
-    async def _open(self) -> None:
-        if not self._opened:
-            await self._bridge.open()
-            self._opened = True
+        Raises `BadValue`, `AddressInUse`, `NotEnoughResources`. Needs `choose`.
+        """
+        had = {link.network: link for link in before}
+        links = tuple(self.subnets(wish.network).choose(wish, had.get(wish.network), taken)
+                      for wish in wished_links(settings))
+        self._check_published(settings.publish, links)
+        return links
 
-    def _remembered(self) -> str | None:
-        try:
-            with open(self._state, encoding="utf-8") as file:
-                return str(json.load(file)["subnet"])
-        except (OSError, ValueError, KeyError):
-            return None
+    def suits(self, settings: Settings, links: Sequence[Link]) -> bool:
+        """Whether a VE with these settings can go on with these links."""
+        wishes = wished_links(settings)
+        return len(wishes) == len(links) and all(
+            self.subnets(wish.network).fits(wish, link) for wish, link in zip(wishes, links, strict=True))
 
-    async def prepare(self) -> None:
-        """Bridge, forwarding and firewall. Again after a restart of the daemon; nothing of it costs a running VE."""
+    def mac_of(self, link: Link) -> str:
+        """A link's MAC address, "" on a network that is gone."""
+        known = self._subnets.get(link.network)
+        return known.mac_of(link) if known else link.mac
+
+    def _check_published(self, publications: Iterable[Publication], links: Sequence[Link]) -> None:
+        target = self._way_out(links)
+        for publication in publications:
+            if target is None:
+                raise BadValue("publish", str(publication), "the VE is on isolated networks only")
+            if publication.families == (6,) and not links[target].address6:
+                raise BadValue("publish", str(publication), "the VE has no IPv6 address",
+                               remedy="set subnet6 of its network in vemgr.toml")
+
+    def _way_out(self, links: Sequence[Link]) -> int | None:
+        """The first link that leads outside: default route, name servers and published ports are its."""
+        return next((number for number, link in enumerate(links)
+                     if self.subnets(link.network).config.mode != Mode.ISOLATED), None)
+
+    # what is on the host
+
+    async def _open(self, network: str) -> BridgeNetwork:
+        bridge = self._bridges[network]
+        if not bridge.opened:
+            await bridge.open()
+        return bridge
+
+    async def prepare(self, links: Iterable[Link]) -> None:
+        """Bridges, forwarding and firewall. Again after a restart of the daemon; nothing of it costs a running VE."""
+        wanted = {link.network for link in links}
+        if wanted <= self._prepared:
+            return
         async with self._changing:
-            if not self._prepared:
-                await self._prepare()
+            for network in sorted(wanted - self._prepared):
+                await self._make_bridge(self.subnets(network))
+            self._install()
+            for network in sorted(wanted):
+                # Only now: the tables drop what VEs themselves would send to the host's loopback.
+                self._bridges[network].allow_loopback_redirect(True)
+            self._prepared |= wanted
 
-    async def _prepare(self) -> None:
-        pool = await self._choose()
-        await self._open()
-        self._remember_forwarding()
-        enable_forwarding()
-        await self._bridge.ensure_bridge(pool.gateway, pool.prefixlen)
-        _, resolver = self._resolver()
-        Firewall(self._config.table).ensure(Rules(self._config.bridge, pool.subnet, pool.gateway, resolver))
-        # Only now: the table drops what VEs themselves would send to the host's loopback.
-        self._bridge.allow_loopback_redirect(resolver is not None)
-        self._mtu = await self._bridge.uplink_mtu()
-        self._prepared = True
+    async def _make_bridge(self, network: Subnets) -> None:
+        bridge = await self._open(network.config.name)
+        ipv6 = network.pool6 is not None
+        if network.config.mode != Mode.ISOLATED:
+            # Before the bridge: the kernel resets every interface's settings when this value changes.
+            self._forwarding.enable(ipv6=ipv6)
+        self._mtu = await bridge.uplink_mtu()
+        await bridge.ensure_bridge(network.pool.gateway, network.pool.prefixlen)
+        if network.pool6 is not None:
+            await bridge.ensure_ipv6(network.pool6.gateway, network.pool6.prefixlen)
+        else:
+            await bridge.disable_ipv6()
 
-    def _remember_forwarding(self) -> None:
-        # The first value since boot is the host's own; later we only see what we wrote. Before it is changed: the next
-        # daemon, if this one is killed in between, must not take ours for the host's.
-        if not os.path.exists(self._forwarding):
-            with storage_errors("remember net.ipv4.ip_forward"):
-                replace_file(self._forwarding, str(forwarding()))
+    def _install(self) -> None:
+        """Make the tables what they should be, with what running VEs have in them."""
+        if self._firewall is None:
+            self._firewall = Firewall(self._config.table)
+        zones = tuple(_zone(network) for network in self._subnets.values())
+        elements = [element for attachment in self.attachments for element in attachment.elements()]
+        self._firewall.ensure(Rules(zones, self._prefix, self._resolver()), elements)
 
-    async def connect(self, ve: str, netns_fd: int, address: str) -> list[bytes]:
-        """Give a VE's network namespace its link; returns the messages that configure its inside."""
-        assert self.pool is not None
-        # The MAC follows the address: a VE that inherits an address finds no neighbour with a stale ARP entry.
-        await self._bridge.attach(self._ifname(ve), netns_fd, mac_for(address, self._config.bridge), self._mtu)
-        return inside_messages(address, self.pool.prefixlen, self.pool.gateway, self._mtu)
+    async def restore(self) -> None:
+        """Put everything right that somebody else has changed: bridges, ports on them, addresses, tables."""
+        await self.choose()
+        self._prepared.clear()
+        links = [link for attachment in self.attachments for link in attachment.links]
+        if not links:
+            return
+        await self.prepare(links)
+        for attachment in self.attachments:
+            for port, link in zip(attachment.ports, attachment.links, strict=True):
+                try:
+                    await self._bridges[link.network].enslave(port)
+                except VemgrError as error:
+                    log.error("VE %s: its link to network %s: %s", attachment.ve, link.network, error)
 
-    def _ifname(self, ve: str) -> str:
-        return host_ifname(ve, self._config.bridge)
+    # a VE's links
+
+    async def connect(self, ve: str, netns_fd: int, links: Sequence[Link],
+                      publish: tuple[Publication, ...]) -> list[bytes]:
+        """Give a VE's network namespace its links; returns the messages that configure its inside."""
+        attachment = self._attachment(ve, links, publish)
+        self._published.hold(attachment)
+        self.attachments.put(attachment)
+        # Before the links: until then, the ports could not send.
+        self._permit(attachment)
+        ends = self._ends(attachment)
+        for port, link, end in zip(attachment.ports, attachment.links, ends, strict=True):
+            await self._attach(self._bridges[link.network], port, netns_fd, end)
+        return inside_messages(ends)
+
+    async def _attach(self, bridge: BridgeNetwork, port: str, netns_fd: int, end: End) -> None:
+        await bridge.attach(port, netns_fd, end)
+
+    def _attachment(self, ve: str, links: Sequence[Link], publish: tuple[Publication, ...]) -> Attachment:
+        ports = tuple(host_ifname(ve, self._config.instance, number) for number in range(len(links)))
+        complete = tuple(replace(link, mac=self.mac_of(link)) for link in links)
+        return Attachment(ve, complete, ports, publish, self._way_out(links) or 0)
+
+    def _permit(self, attachment: Attachment) -> None:
+        """Let a VE's ports send, and lead its published ports to it: one small transaction."""
+        if self._firewall is None or not self._firewall.add(attachment.elements()):
+            log.warning("the firewall tables are not as they should be: made anew")
+            self._install()
+
+    def _ends(self, attachment: Attachment) -> list[End]:
+        """The inside of a VE's links. The default routes are by the first that leads outside and has the family."""
+        ends: list[End] = []
+        for number, link in enumerate(attachment.links):
+            network = self.subnets(link.network)
+            outside = network.config.mode != Mode.ISOLATED
+            pool, pool6 = network.pool, network.pool6
+            ends.append(End(
+                mac=link.mac, mtu=self._mtu, link=number, ipv6=self._ipv6,
+                address=f"{link.address}/{pool.prefixlen}",
+                address6=f"{link.address6}/{pool6.prefixlen}" if pool6 and link.address6 else "",
+                gateway=pool.gateway if outside and not any(end.gateway for end in ends) else "",
+                gateway6=pool6.gateway if pool6 and link.address6 and outside
+                and not any(end.gateway6 for end in ends) else "",
+            ))
+        return ends
 
     @staticmethod
     def loopback_only() -> list[bytes]:
         return loopback_messages()
 
-    async def disconnect(self, ve: str) -> None:
-        await self._open()
-        await self._bridge.detach(self._ifname(ve))
+    def publish(self, ve: str, publications: tuple[Publication, ...]) -> None:
+        """Change the published ports of a running VE. Raises `AddressInUse`, `BadValue`; then nothing has changed."""
+        before = self.attachments.get(ve)
+        if before is None or before.publish == publications:
+            return
+        self._check_published(publications, before.links)
+        after = replace(before, publish=publications)
+        try:
+            self._published.hold(after)
+            self.attachments.put(after)
+        except BaseException:
+            with contextlib.suppress(VemgrError):
+                self._published.hold(before)
+            raise
+        gone = [element for element in before.published() if element not in after.published()]
+        new = [element for element in after.published() if element not in before.published()]
+        if self._firewall is None or not (self._firewall.take(gone) and self._firewall.add(new)):
+            self._install()
 
-    async def drop_stale(self, running: list[str]) -> list[str]:
-        """Remove host ends that no running VE has; returns their names."""
-        await self._open()
-        wanted = {self._ifname(ve) for ve in running}
-        stale = [link for link in await self._bridge.links() if link not in wanted]
-        for link in stale:
-            await self._bridge.detach(link)
+    def check_ports(self, ve: str, publications: tuple[Publication, ...], links: Sequence[Link]) -> None:
+        """Raises `AddressInUse` or `BadValue` for ports that the host does not have to give."""
+        target = self._way_out(links)
+        self._published.check(ve, publications, ipv6=target is not None and bool(links[target].address6))
+
+    async def disconnect(self, ve: str) -> None:
+        """Undo `connect`."""
+        attachment = self.attachments.get(ve)
+        self.released(ve)
+        for port, link in zip(attachment.ports, attachment.links, strict=True) if attachment else ():
+            await (await self._open(link.network)).detach(port)
+
+    def released(self, ve: str) -> None:
+        """A VE has ended. The kernel takes its links down together with its network namespace."""
+        attachment = self.attachments.get(ve)
+        self._published.release(ve)
+        self.attachments.drop(ve)
+        if attachment is None or self._firewall is None:
+            return
+        try:
+            if not self._firewall.take(attachment.elements()):
+                self._install()
+        except VemgrError as error:  # the end of a VE goes on; the next change of the tables meets the fault again
+            log.error("VE %s: its part of the firewall tables could not be removed: %s", ve, error)
+
+    async def adopt(self, running: Mapping[str, tuple[Sequence[Link], tuple[Publication, ...]]]) -> list[str]:
+        """Take over the VEs that run, given what their definitions say; remove host ends that none of them has.
+
+        Returns the names of those.
+        """
+        await self.choose()
+        self.attachments.load(list(running))
+        for ve, (links, publish) in running.items():
+            if links and self.attachments.get(ve) is None:
+                with contextlib.suppress(BadValue):  # a network that is gone from vemgr.toml
+                    self.attachments.put(self._attachment(ve, links, publish))
+        await self.restore()
+        for attachment in self.attachments:
+            try:
+                self._published.hold(attachment)
+            except VemgrError as error:
+                log.error("VE %s: %s", attachment.ve, error)
+        return await self._drop_stale()
+
+    async def _drop_stale(self) -> list[str]:
+        wanted = {port for attachment in self.attachments for port in attachment.ports}
+        stale: list[str] = []
+        for network in self._config.networks:
+            bridge = await self._open(network.name)
+            gone = [port for port in await bridge.links() if port not in wanted]
+            for port in gone:
+                await bridge.detach(port)
+            stale += gone
         return stale
 
-    def resolv_conf(self) -> str:
-        return self._resolver()[0]
+    def resolv_conf(self, links: Sequence[Link]) -> str:
+        """What /etc/resolv.conf of a VE says, "" where no name server can be reached."""
+        target = self._way_out(links)
+        if target is None:
+            return ""
+        gateway = self.subnets(links[target].network).pool.gateway
+        return resolv_conf_for(_read(_RESOLV_CONF) or "", _read(_UPSTREAM), gateway,
+                               ipv6=bool(links[target].address6))[0]
 
-    def _resolver(self) -> tuple[str, str | None]:
-        assert self.pool is not None
-        return resolv_conf_for(_read(_RESOLV_CONF) or "", _read(_UPSTREAM), self.pool.gateway)
+    def _resolver(self) -> str | None:
+        gateway = next(iter(self._subnets.values())).pool.gateway
+        return resolv_conf_for(_read(_RESOLV_CONF) or "", _read(_UPSTREAM), gateway)[1]
+
+    def show(self, ve: str, links: Sequence[Link]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """A VE's links as the API shows them: those of its next start, and those that it has while it runs."""
+        attachment = self.attachments.get(ve)
+        wanted = [_shown(number, replace(link, mac=self.mac_of(link))) for number, link in enumerate(links)]
+        in_use = [_shown(number, link) for number, link in enumerate(attachment.links)] if attachment else []
+        return wanted, in_use
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The networks as the API shows them. Needs `choose`."""
+        return [{
+            "name": network.config.name, "bridge": network.config.bridge, "mode": str(network.config.mode),
+            "mode6": str(network.config.mode6) if network.pool6 else "",
+            "subnet": network.pool.subnet, "gateway": network.pool.gateway,
+            "subnet6": network.pool6.subnet if network.pool6 else "",
+            "gateway6": network.pool6.gateway if network.pool6 else "",
+        } for network in self._subnets.values()]
 
     async def take_back(self) -> None:
-        """Remove bridge and table and give back net.ipv4.ip_forward, as if we had never been here."""
-        await self._open()
-        await self._bridge.remove_bridge()
-        Firewall(self._config.table).remove()
-        previous = _read(self._forwarding)
-        if previous is not None:
-            restore_forwarding(int(previous))
-            os.unlink(self._forwarding)
-        self._prepared = False
+        """Remove bridges and tables and give back the forwarding settings, as if we had never been here."""
+        for network in self._config.networks:
+            await (await self._open(network.name)).remove_bridge()
+        firewall = self._firewall or Firewall(self._config.table)
+        firewall.remove()
+        self._forwarding.restore()
+        self._prepared.clear()
 
     def close(self) -> None:
-        self._bridge.close()
+        for bridge in self._bridges.values():
+            bridge.close()
+        if self._firewall is not None:
+            self._firewall.close()
+
+
+def _zone(network: Subnets) -> Zone:
+    config, pool6 = network.config, network.pool6
+    return Zone(config.bridge, network.pool.subnet, network.pool.gateway, pool6.subnet if pool6 else "",
+                pool6.gateway if pool6 else "", config.mode, config.mode6)
+
+
+def _shown(number: int, link: Link) -> dict[str, str]:
+    return {"interface": f"eth{number}", "network": link.network, "address": link.address, "address6": link.address6,
+            "mac": link.mac}
 
 
 def _read(path: str) -> str | None:

@@ -32,8 +32,9 @@ def stop_signal(definition: Definition, template: Template) -> signal.Signals | 
 
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str) -> Plan:
     """`data`: the VE's own layers. `stage`: an empty directory of the host. `resolv_conf`: text for the VE."""
-    own = f"{definition.address or '127.0.1.1'} {_names(definition)}"
-    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{own}\n"
+    own = definition.links[0].addresses if definition.links else ("127.0.1.1",)
+    names = "".join(f"{address} {_names(definition)}\n" for address in own)
+    hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{names}"
     operations = (
         *root_operations(template, data),
         *kernel_operations(),

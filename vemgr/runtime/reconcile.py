@@ -90,11 +90,10 @@ async def _clean_cgroups(manager: Manager, parts: Parts) -> None:
 
 
 async def _restore_network(manager: Manager, parts: Parts) -> None:
-    running = [instance for instance in manager.instances if instance.running]
+    running = {instance.name: (instance.definition.links, instance.definition.settings.publish)
+               for instance in manager.instances if instance.running}
     try:
-        if any(instance.definition.address for instance in running):
-            await parts.networking.prepare()
-        for link in await parts.networking.drop_stale([instance.name for instance in running]):
+        for link in await parts.networking.adopt(running):
             log.warning("removed the left-over link %s", link)
     except VemgrError as error:
         log.error("the VEs' network: %s", error)

@@ -43,25 +43,24 @@ class Starter:
 
     async def _plan(self, definition: Definition, template: Template) -> Plan:
         resolv_conf = ""
-        if definition.settings.network != "none":
+        if definition.links:
             await self._parts.networking.choose()
-            resolv_conf = self._parts.networking.resolv_conf()
+            resolv_conf = self._parts.networking.resolv_conf(definition.links)
         return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data",
                          stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf)
 
     async def start(self, instance: Instance) -> None:
         """Start a stopped VE; on failure everything is as before. The caller holds its lock."""
         definition, parts = instance.definition, self._parts
-        networked = definition.settings.network != "none"
         parts.limits.check(definition.settings)
         template = await self.template(definition.template)
         plan = await self._plan(definition, template)
-        if networked:
-            await parts.networking.prepare()
+        if definition.links:
+            await parts.networking.prepare(definition.links)
         parts.store.trees(definition, len(template.trees))  # a few calls: a thread's wake-up takes longer
         async with contextlib.AsyncExitStack() as undo:
             cgroup_fd = await self._make_cgroup(definition, undo)
-            if networked:
+            if definition.links:
                 undo.push_async_callback(self._disconnect, definition.name)
             child = await self._launcher.start(plan, cgroup_fd, parts.filters.fd(definition.settings.allow),
                                                lambda birth: self._connect(definition, birth))
@@ -92,9 +91,10 @@ class Starter:
         return fd
 
     async def _connect(self, definition: Definition, birth: Birth) -> list[bytes]:
-        if definition.settings.network == "none":
+        if not definition.links:
             return self._parts.networking.loopback_only()
-        return await self._parts.networking.connect(definition.name, birth.netns_fd, definition.address)
+        return await self._parts.networking.connect(definition.name, birth.netns_fd, definition.links,
+                                                    definition.settings.publish)
 
     async def _disconnect(self, name: str) -> None:
         with contextlib.suppress(VemgrError):

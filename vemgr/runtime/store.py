@@ -14,20 +14,22 @@ import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address
+from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import ParseError
 
 from vemgr.core.config import Definition, check_name, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
+from vemgr.core.links import Link, parse_address, parse_links, show_links
 from vemgr.core.plan import ID_COUNT
 from vemgr.kernel.durable import make_directories, replace_file, sync_directory, unfinished
 from vemgr.kernel.removal import remove_tree
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)  # 1: one link, to the network "bridge", with its address under `address`
 _HIGHEST_ID = 1 << 32
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -71,16 +73,17 @@ class Store:
         """What can be known of a VE whose definition is broken: enough to leave it running, and to give neither its
         ids nor its address to another."""
         ve: dict[str, object] = {}
-        id_base, address = 0, ""
+        id_base = 0
+        links: tuple[Link, ...] = ()
         with suppress(OSError, ValueError, AttributeError), open(f"{self.path(name)}/config.toml", "rb") as file:
             ve = tomllib.load(file).get("ve", {})
         with suppress(ValueError, TypeError, AttributeError):
             id_base = int(str(ve.get("id-base")))
-        with suppress(ValueError, AttributeError):
-            address = str(IPv4Address(str(ve.get("address"))))
+        with suppress(ValueError, AttributeError, TypeError, BadValue):
+            links = _links(ve)
         with suppress(OSError):
             id_base = id_base or os.stat(f"{self.path(name)}/data/0/upper").st_uid
-        return Definition(name=name, template="?", id_base=id_base, created="", address=address, started=True)
+        return Definition(name=name, template="?", id_base=id_base, created="", links=links, started=True)
 
     def create(self, definition: Definition) -> None:
         """Make the VE's directory with its definition, complete or not at all."""
@@ -163,7 +166,7 @@ def storage_errors(what: str) -> Iterator[None]:
 
 def _parse(name: str, text: str) -> Definition:
     document = tomllib.loads(text)  # a tenth of the time of tomlkit, which is needed for comments only
-    if document["format"] != FORMAT:
+    if document["format"] not in _READABLE:
         raise BadValue("format", document["format"], f"this vemgr reads format {FORMAT}")
     ve = document["ve"]
     if not ID_COUNT <= int(ve["id-base"]) <= _HIGHEST_ID - ID_COUNT:
@@ -171,9 +174,15 @@ def _parse(name: str, text: str) -> Definition:
     return Definition(
         name=check_name(name), template=str(ve["template"]), id_base=int(ve["id-base"]), created=str(ve["created"]),
         settings=parse_settings({key: str(value) for key, value in document.get("settings", {}).items()}),
-        address=str(ve.get("address", "")), started=bool(ve.get("started", False)),
+        links=_links(ve), started=bool(ve.get("started", False)),
         ephemeral=bool(ve.get("ephemeral", False)),
     )
+
+
+def _links(ve: Mapping[str, Any]) -> tuple[Link, ...]:
+    if "links" in ve:
+        return parse_links("links", str(ve["links"]))
+    return (Link(address=parse_address("address", str(ve["address"]))),) if ve.get("address") else ()
 
 
 def _existing(path: str) -> tomlkit.TOMLDocument:
@@ -189,7 +198,7 @@ def _render(definition: Definition, document: tomlkit.TOMLDocument | None = None
         document.add(tomlkit.comment(f"VE {definition.name}; 'vemgr set' changes the settings"))
     document["format"] = FORMAT
     values = {"template": definition.template, "id-base": definition.id_base, "created": definition.created,
-              "address": definition.address, "started": definition.started, "ephemeral": definition.ephemeral}
+              "links": show_links(definition.links), "started": definition.started, "ephemeral": definition.ephemeral}
     _merge(document, "ve", values)
     _merge(document, "settings", show_settings(definition.settings))
     return tomlkit.dumps(document)

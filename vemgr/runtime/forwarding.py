@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Letting the host forward packets, and giving that back. What it was before is kept in /run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from vemgr.kernel.durable import replace_file
+from vemgr.kernel.sysctl import (
+    enable_forwarding,
+    enable_forwarding6,
+    forwarding,
+    forwarding6,
+    restore_forwarding,
+    restore_forwarding6,
+)
+from vemgr.runtime.store import storage_errors
+
+
+class Forwarding:
+    def __init__(self, run_dir: str) -> None:
+        self._file = f"{run_dir}/ip_forward"
+        self._file6 = f"{run_dir}/ipv6_forwarding"
+
+    def enable(self, *, ipv6: bool) -> None:
+        """Let the host forward IPv4, and IPv6 as well. What it was is remembered before it is changed: the next daemon,
+        if this one is killed in between, must not take ours for the host's."""
+        _remember(self._file, str(forwarding()))
+        enable_forwarding()
+        if ipv6:
+            _remember(self._file6, json.dumps(forwarding6()))
+            enable_forwarding6()
+
+    def restore(self) -> None:
+        """Give back what was there before the first `enable` since boot."""
+        previous, previous6 = _take(self._file), _take(self._file6)
+        if previous is not None:
+            restore_forwarding(int(previous))
+        if previous6 is not None:
+            restore_forwarding6(json.loads(previous6))
+
+
+def _remember(path: str, text: str) -> None:
+    # The first value since boot is the host's own; later we only see what we wrote.
+    if not os.path.exists(path):
+        with storage_errors("remember the host's forwarding"):
+            replace_file(path, text)
+
+
+def _take(path: str) -> str | None:
+    """The text of a file, which is gone then; None if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        with open(path, encoding="ascii") as file:
+            text = file.read()
+        os.unlink(path)
+        return text
+    return None
