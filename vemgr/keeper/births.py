@@ -24,6 +24,7 @@ from vemgr.keeper.spawn import BirthProgram
 
 EXEC_BOUND = 30.0  # seconds
 SETUP_BOUND = 60.0
+_TASKS = {"cloned": "adopt its init", "entered": "adopt the command", "console": "keep its console"}  # by event
 _END_BOUND = 5.0  # for the end of a killed process to come; one in an uninterruptible wait may take for ever
 
 
@@ -72,9 +73,21 @@ class Births:
         return len(self._births)
 
     def begin(self, birth: Birth) -> None:
+        """Raises `OSError` when it cannot be watched; then it is over, and killed."""
+        try:
+            self._loop.watch(birth.channel, lambda: self._read(birth))
+            try:
+                self._children.watch(birth.helper, lambda: self._helper_ended(birth))
+            except OSError:
+                self._loop.unwatch(birth.channel)
+                raise
+        except OSError:
+            birth.helper.abandon()
+            birth.channel.close()
+            if birth.status_fd >= 0:
+                os.close(birth.status_fd)
+            raise
         self._births[birth.asker, birth.id] = birth
-        self._children.watch(birth.helper, lambda: self._helper_ended(birth))
-        self._loop.watch(birth.channel, lambda: self._read(birth))
         self._bound(birth, SETUP_BOUND if birth.kind == "init" else EXEC_BOUND)
 
     def give_up(self, asker: Connection) -> None:
@@ -100,7 +113,7 @@ class Births:
             assert birth.program is not None
             birth.program.go([base64.b64decode(message) for message in messages])
         except (OSError, ValueError, TypeError) as error:
-            birth.failure = failure("set up", error)
+            birth.failure = failure("pass on the network's configuration", error)
             self._finish(birth)
 
     def _bound(self, birth: Birth, seconds: float) -> None:
@@ -131,7 +144,7 @@ class Births:
             check_complete(message)
             self._on_event(birth, message, fds)
         except Exception as error:  # out of descriptors, most likely; the daemon waits for an answer
-            birth.failure = failure("set up", error)
+            birth.failure = failure(_TASKS.get(str(message.get("event")), "set up"), error)
             self._finish(birth)
         finally:
             for fd in fds:
@@ -143,8 +156,8 @@ class Births:
             self._adopt(birth, message["pid"], fds)
         elif event == "console" and birth.child is not None:
             master, slave = fds
-            fds.clear()
             self._keep_console(birth.ve, master, slave)
+            fds.clear()
         elif event == "going":
             birth.started = True
         else:

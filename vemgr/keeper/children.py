@@ -30,6 +30,12 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """Kill what cannot be watched; it is reaped with those that nobody knows of."""
+        self.kill()
+        os.close(self.pidfd)
+        self.pidfd = -1
+
 
 class Child(Process):
     """An init or a command. `settled`: its birth has succeeded, and the daemon knows of it. Has a pidfd of its own.
@@ -67,9 +73,9 @@ class Children:
         return iter(self._children.values())
 
     def watch(self, process: Process, on_end: Callable[[], None]) -> None:
-        """Reap `process` when it ends, then call `on_end`."""
-        self._watched[process.pid] = process, on_end
+        """Reap `process` when it ends, then call `on_end`. Raises `OSError`."""
         self._loop.watch(process.pidfd, lambda: self._reap(process))
+        self._watched[process.pid] = process, on_end
 
     def _reap(self, process: Process) -> None:
         try:
@@ -96,17 +102,27 @@ class Children:
                     os.waitpid(info.si_pid, os.WNOHANG)
 
     def adopt(self, kind: str, ve: str, pid: int, pidfd: int) -> Child:
-        """Take in a process that a birth has named; `pidfd` stays the caller's. Raises `OSError`."""
+        """Take in a process that a birth has named; `pidfd` stays the caller's. Raises `OSError`; then a child of ours
+        has been killed, since it would run and nobody would know."""
         if pid in self._watched:
             raise OSError(17, "the process is known already", str(pid))
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ECHILD unless it is ours
+        try:
+            child = self._watched_child(kind, ve, pid, pidfd)
+        except OSError:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise
+        self._children[pid, child.started] = child
+        return child
+
+    def _watched_child(self, kind: str, ve: str, pid: int, pidfd: int) -> Child:
         child = Child(kind, ve, pid, pidfd)
         try:
-            os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ECHILD unless it is ours
             self.watch(child, lambda: self._ended(child))
         except OSError:
             os.close(child.pidfd)
             raise
-        self._children[pid, child.started] = child
         return child
 
     def _ended(self, child: Child) -> None:

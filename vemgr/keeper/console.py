@@ -139,9 +139,13 @@ class Console:
         self._timer = self._all.loop.later(max(pause, _EACH * self._all.resting), self._rested)
 
     def _rested(self) -> None:
+        try:
+            self._all.loop.watch(self._master, self._turn)
+        except OSError:  # no memory: rest a little longer, or nobody would ever read this console again
+            self._timer = self._all.loop.later(_PAUSE, self._rested)
+            return
         self._timer = None
         self._all.resting -= 1
-        self._all.loop.watch(self._master, self._turn)
         if self._input:
             self._push()
 

@@ -11,6 +11,7 @@ command's own and the channel: all others are closed before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -126,9 +127,8 @@ def _become_command(command: Command, filter_: bytes, stdio: list[int], channel:
         env = _environment(command, account)
         operation = f"change to directory {command.cwd or account.home}"
         _change_directory(command.cwd, account.home)
-        channel_fd = channel.detach()
+        operation = "pass on its input and output"
         confine.take_stdio(*stdio)
-        channel = socket.socket(fileno=channel_fd)
         operation = "exec"
         confine.exec_program(list(command.argv) or [account.shell], env)
     except Exception as error:
@@ -218,7 +218,9 @@ def _database(path: str) -> list[str]:
     """The lines of a file that the VE controls: bounded, and never waiting (a fifo, an endless device)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # not as if the VE had no such file: the command would lack its groups
         return []
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -27,6 +27,7 @@ from vemgr.kernel.process import start_time
 log = logging.getLogger("vemgr.keeper")
 
 _PART = 500  # children in one message of a list
+_STEPS = {"start": "fork the set-up process", "exec": "fork the entering process"}  # where a request fails at once
 _FAREWELL = 2.0  # seconds for the daemon to read that we end
 
 
@@ -88,7 +89,8 @@ class Keeper:
         except Exception as error:  # whatever it is, the daemon waits for an answer
             if not isinstance(error, OSError):
                 log.error("request %s", call, exc_info=error)
-            connection.tell({"event": "failed", "id": message.get("id", 0), **failure(call, error)})
+            connection.tell({"event": "failed", "id": message.get("id", 0),
+                             **failure(_STEPS.get(call, call), error)})
 
     def _start(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
         plan = Plan.from_json(message["plan"])

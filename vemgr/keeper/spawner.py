@@ -14,6 +14,7 @@ from vemgr.keeper.protocol import make_room
 
 _BINARY = os.path.join(os.path.dirname(__file__), "vemgr-spawner")
 _PATIENCE = 10.0  # seconds; it answers before the set-up begins
+_NOT_SENT = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)  # the host's shortage; the spawner has not noticed
 _PID = struct.Struct("=i")
 
 
@@ -32,8 +33,9 @@ class Spawner:
         try:
             socket.send_fds(self._channel, [program], [channel_fd, cgroup_fd])
             data, fds, _, _ = socket.recv_fds(self._channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
-        except OSError:
-            self.close()
+        except OSError as error:
+            if error.errno not in _NOT_SENT:
+                self.close()
             raise
         if not data:
             self.close()
