@@ -126,13 +126,14 @@ def test_a_start_that_fails(talk, early):
     assert failure.value.facts["operation"] == "overlay target=/" and failure.value.exit_code == 7
 
 
-def test_an_init_that_cannot_be_run(talk):
+@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOENT, "--init"), (errno.ENOMEM, "")])
+def test_an_init_that_cannot_be_run(talk, code, remedy):
     def answer(keeper, message, _fds):
-        keeper.send({**FAILED, "operation": "exec init", "id": message["id"]})
+        keeper.send({**FAILED, "operation": "exec init", "errno": code, "id": message["id"]})
 
     with pytest.raises(StartFailed, match="its init cannot be run") as failure:
         talk(answer, start)
-    assert "--init" in failure.value.remedy
+    assert remedy in failure.value.remedy and bool(failure.value.remedy) == bool(remedy), "it may not be its fault"
 
 
 def test_a_network_that_fails_aborts_the_start(talk):

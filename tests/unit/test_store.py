@@ -187,8 +187,8 @@ def test_remove(store):
     gone = store.remove("web1")
     assert store.names() == [] and sweep(store) == [os.path.basename(gone)]
     assert tree(store) == [] and os.path.exists("/etc/passwd")
-    with pytest.raises(SystemFailure):
-        store.remove("web1")
+    assert store.purge(store.remove("web1")), "deleted by hand, it can be destroyed all the same"
+    assert tree(store) == []
 
 
 def test_sweep(store):

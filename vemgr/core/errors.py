@@ -8,7 +8,11 @@ nothing had happened yet, after a `FailedError` something had been begun and was
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
+
+#: What a machine runs short of for a while. A file that cannot be read for such a reason is neither bad nor missing.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class VemgrError(Exception):

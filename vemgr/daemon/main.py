@@ -43,10 +43,12 @@ from vemgr.runtime.reconcile import (
     sweep,
 )
 from vemgr.runtime.store import Store, storage_errors
+from vemgr.runtime.workers import started_pool
 from vemgr.templates.store import Templates
 
 log = logging.getLogger("vemgr")
 _DRAIN = 5.0  # seconds for what is being done in the background when the daemon ends
+_WORKERS, _IMPORTS, _PURGES = 8, 4, 2  # threads, see `Parts`
 _KEEPER_PATIENCE = 100  # tenths of a second to wait for the keeper at start
 
 
@@ -71,6 +73,7 @@ class Daemon:
             with storage_errors(f"make {path}"):
                 os.makedirs(path, mode=0o700, exist_ok=True)
         lock = _lock(config)
+        asyncio.get_running_loop().set_default_executor(started_pool(_WORKERS, "work"))
         children = await self._connect_keeper()
         parts = join(config, self._keeper_pid)
         manager = self._manager = Manager(parts, self._launcher)
@@ -208,7 +211,8 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         limits=Limits(tree, data), devices=DevicePolicy(), networking=Networking(config),
-        logs=Logs(config.run_dir), filters=Filters(config.run_dir),
+        logs=Logs(config.run_dir), filters=Filters(config.run_dir), imports=started_pool(_IMPORTS, "import"),
+        purges=started_pool(_PURGES, "purge"),
     )
 
 

@@ -17,6 +17,7 @@ from vemgr.core.errors import BadValue, Locked, StillRunning
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
+from vemgr.runtime.store import storage_errors
 
 
 class DaemonService:
@@ -68,7 +69,8 @@ class DaemonService:
         return await self._exec(name, command, stdio)
 
     async def _exec(self, name: str, command: Command, stdio: list[int], *, main: bool = False) -> tuple[int, int]:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+        with storage_errors(f"run a command in VE {name}"):
+            reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             pid = await self._manager.exec(name, dict(command), writer, stdio, main=main)
         except BaseException:
@@ -121,7 +123,9 @@ class DaemonService:
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]:
         self._hold(name, "import")
         try:
-            with os.fdopen(os.dup(archive), "rb") as stream:
+            with storage_errors(f"read the archive of template {name}"):
+                copy = os.dup(archive)
+            with os.fdopen(copy, "rb") as stream:
                 template = await asyncio.get_running_loop().run_in_executor(
                     self._parts.imports,
                     lambda: self._parts.templates.import_archive(name, stream, description=description))
@@ -183,7 +187,9 @@ def _seconds(timeout: int | None) -> float | None:
 
 def _socket_type(fd: int) -> int:
     """0 for what is no local socket."""
-    with socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_SEQPACKET) as copy:
+    with storage_errors("look at the stream"):
+        copy = socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with copy:
         try:
             domain = copy.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
             return copy.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) if domain == socket.AF_UNIX else 0

@@ -9,12 +9,15 @@ cgroup.procs, cgroup.threads and cgroup.subtree_control, never the files that ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Any
 
 from cgroupspy.controllers import Controller
 from cgroupspy.interfaces import BaseFileInterface, DictFile, FlagFile, IntegerFile, MultiLineIntegerFile
 from cgroupspy.nodes import Node
+
+from vemgr.core.errors import SHORTAGES
 
 CONTROLLERS = ("cpu", "cpuset", "memory", "io", "pids")
 _DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
@@ -139,10 +142,13 @@ class CgroupTree:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def populated(self, ve: str) -> bool:
+        """Whether any process lives in it; one that is gone has none. Raises `OSError`."""
         try:
             events: dict[str, int] = self[ve].events
-        except OSError:
-            return False  # ENOENT or ENODEV: it is gone
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return False
+            raise
         return bool(events.get("populated"))
 
     def remove(self, ve: str) -> None:
@@ -195,10 +201,13 @@ def _own_cgroup(pid: int) -> str:
 
 
 def _words(path: str) -> list[str]:
+    """Empty where there is no such file. Raises `OSError` when that cannot be known."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().split()
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
         return []
 
 

@@ -7,28 +7,72 @@ What was not may be there or not, in any order ("All File Systems Are Not Create
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 def replace_file(path: str, text: str) -> None:
-    """Replace a small file as a whole, durably. Raises `OSError`; then the old file is as it was, unless only the
-    last step failed, which makes the new one durable."""
-    temporary = unfinished(path)
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Replace a small file as a whole, durably. Raises `OSError`; then the old file is as it was."""
+    with _opened_directory(os.path.dirname(path)) as directory, _previous(path) as previous:
+        temporary = unfinished(path)
         try:
-            data = text.encode()
-            while data:
-                data = data[os.write(fd, data):]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    sync_directory(os.path.dirname(path))
+            _write(temporary, text.encode())
+            os.rename(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        try:
+            os.fsync(directory)
+        except OSError:
+            _put_back(path, previous)
+            raise
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data):]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _previous(path: str) -> Iterator[int]:
+    """What stands there now, open beyond its replacement; -1 if nothing does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _put_back(path: str, previous: int) -> None:
+    """After a rename that may not last: what a reader finds must be what the error says."""
+    with suppress(OSError):
+        if previous < 0:
+            os.unlink(path)
+        else:
+            _write(unfinished(path), os.pread(previous, os.fstat(previous).st_size, 0))
+            os.rename(unfinished(path), path)
+
+
+def rename_durably(source: str, target: str) -> None:
+    """Rename within a directory, and sync it. Raises `OSError`; then nothing is renamed."""
+    with _opened_directory(os.path.dirname(target)) as directory:
+        os.rename(source, target)
+        try:
+            os.fsync(directory)
+        except OSError:
+            with suppress(OSError):
+                os.rename(target, source)
+            raise
 
 
 def unfinished(path: str) -> str:
@@ -49,8 +93,15 @@ def make_directories(path: str, mode: int = 0o700) -> None:
 
 def sync_directory(path: str) -> None:
     """Make durable which names a directory has. Raises `OSError`."""
+    with _opened_directory(path) as directory:
+        os.fsync(directory)
+
+
+@contextmanager
+def _opened_directory(path: str) -> Iterator[int]:
+    """Before anything in it is changed: who has no descriptor left changes nothing."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)

@@ -263,8 +263,8 @@ class BridgeNetwork:
         """The link of that name, or None."""
         try:
             found = await self._ipr.link("get", ifname=name)
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
+        except (NetlinkError, OSError) as error:
+            if _code(error) == errno.ENODEV:
                 return None
             raise _failed("look up link", name, error) from None
         return found[0]
@@ -272,7 +272,7 @@ class BridgeNetwork:
     async def _do(self, area: str, command: str, **arguments: Any) -> Any:
         try:
             return await getattr(self._ipr, area)(command, **arguments)
-        except NetlinkError as error:
+        except (NetlinkError, OSError) as error:
             what = str(arguments.get("ifname", self.bridge))
             raise _failed(f"{command} {area}", what, error) from None
 
@@ -285,15 +285,20 @@ class BridgeNetwork:
             try:
                 dump = await getattr(self._ipr, area)("dump", dump_filter=None, **arguments)
                 found = [message async for message in dump]
-            except NetlinkError as error:
+            except (NetlinkError, OSError) as error:
                 raise _failed(f"list {area}", self.bridge, error) from None
             if not any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in found):
                 break
         return found
 
 
+def _code(error: NetlinkError | OSError) -> int | None:
+    """The kernel's verdict, or why it could not be asked (no buffer space, no descriptor)."""
+    return error.code if isinstance(error, NetlinkError) else error.errno
+
+
 def _failed(what: str, name: str, error: NetlinkError | OSError) -> VemgrError:
-    code = error.code if isinstance(error, NetlinkError) else error.errno
+    code = _code(error)
     why = error.args[-1]
     if code == errno.EPERM:
         return PermissionDenied(f"cannot {what} {name}: {why}", remedy="vemgr needs CAP_NET_ADMIN", interface=name)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from vemgr.core.errors import CannotStop, VemgrError
+from vemgr.core.errors import CannotStop, SystemFailure, TemplateNotFound, TemplateUnusable, VemgrError
 from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
 from vemgr.runtime.addressing import Addressing
@@ -38,12 +38,17 @@ class Ender:
         self._starter = starter
         self._addressing = addressing
         self._tasks: set[asyncio.Task[None]] = set()
+        self._doomed: set[str] = set()  # data of removed VEs that could not be deleted yet
 
     async def stop(self, instance: Instance, timeout: float) -> str:
         """Stop a VE whose lock the caller holds; 0 seconds means kill. Returns the step that ended it."""
         instance.stopping = True
         try:
             step = await self._end(instance, timeout)
+        except BaseException:
+            if instance.ended.is_set() and instance.running:  # it was left to us, and we have failed
+                await self._tidy(instance)
+            raise
         finally:
             instance.stopping = False
         log.info("VE %s stopped: %s", instance.name, step)
@@ -73,10 +78,14 @@ class Ender:
             pidfd = os.pidfd_open(instance.pid)
         except ProcessLookupError:
             return "clean"
-        except VemgrError:
+        except (TemplateNotFound, TemplateUnusable):
             return "its template is gone, so the way to stop it is unknown"
+        except OSError as error:
+            raise _cannot_ask(instance, error) from error
         try:
             return await stopping.ask_to_end(instance.pid, pidfd, int(signum), timeout, instance.ended)
+        except OSError as error:
+            raise _cannot_ask(instance, error) from error
         finally:
             os.close(pidfd)
 
@@ -98,8 +107,13 @@ class Ender:
         return gone
 
     async def purge(self, gone: str) -> None:
-        """Delete the data of a removed VE: minutes, when it held a million files."""
-        await asyncio.get_running_loop().run_in_executor(self._parts.purges, self._parts.store.purge, gone)
+        """Delete the data of a removed VE: minutes, when it held a million files. What resists is tried again with
+        the next one, and when the daemon starts."""
+        self._doomed.add(gone)
+        for path in sorted(self._doomed):
+            self._doomed.discard(path)
+            if not await asyncio.get_running_loop().run_in_executor(self._parts.purges, self._parts.store.purge, path):
+                self._doomed.add(path)
 
     # what the keeper reports
 
@@ -196,6 +210,11 @@ class Ender:
                         await self._tidy(instance)
             if instance.definition.ephemeral:
                 await self.discard(instance.name)
+
+
+def _cannot_ask(instance: Instance, error: OSError) -> SystemFailure:
+    return SystemFailure(f"VE {instance.name} cannot be asked to end: {error.strerror}", remedy="--kill does not ask",
+                         ve=instance.name, errno=error.errno)
 
 
 def describe_exit(status: int) -> str:

@@ -20,6 +20,8 @@ from vemgr.runtime.link import Link
 
 log = logging.getLogger(__name__)
 
+# execve(2): the program itself, or what it says it is interpreted by, is to blame.
+_BAD_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ELIBBAD)
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _ATTACHES = 3  # the version of the keeper's protocol with which consoles came
 
@@ -241,16 +243,18 @@ def _close(fds: list[int]) -> None:
 def _start_failure(ve: str, message: dict[str, Any]) -> VemgrError:
     place = f" ({message['path']})" if message["path"] else ""
     if message["operation"] == "exec init":
+        remedy = "give another with --init" if message["errno"] in _BAD_PROGRAM else ""
         return StartFailed(f"VE {ve} cannot start: its init cannot be run: {message['error'].strip()}",
-                           remedy="give another with --init", operation="exec init", errno=message["errno"])
+                           remedy=remedy, operation="exec init", errno=message["errno"])
     return StartFailed(f"VE {ve} cannot start: {message['operation']}: {message['error']}{place}",
                        operation=message["operation"], errno=message["errno"], path=message["path"])
 
 
 def _exec_failure(ve: str, message: dict[str, Any]) -> VemgrError:
-    what = message["path"] or message["operation"]
-    failure = ExecFailed(f"cannot run {what} in VE {ve}: {message['error']}",
+    executing = message["operation"] == "exec"
+    what, step = (message["path"], "") if executing else ("a command", f"{message['operation']}: ")
+    failure = ExecFailed(f"cannot run {what} in VE {ve}: {step}{message['error']}",
                          operation=message["operation"], errno=message["errno"])
-    not_found = message["operation"] == "exec" and message["errno"] == errno.ENOENT
+    not_found = executing and message["errno"] == errno.ENOENT
     failure.facts["status"] = str(_NOT_FOUND if not_found else _NOT_EXECUTABLE)
     return failure

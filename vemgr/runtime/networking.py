@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import Settings, wished_links
-from vemgr.core.errors import BadValue, VemgrError
+from vemgr.core.errors import SHORTAGES, BadValue, SystemFailure, VemgrError
 from vemgr.core.host import HostConfig
 from vemgr.core.links import Link, Publication
 from vemgr.core.networks import Mode
@@ -350,5 +350,7 @@ def _read(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(65536)
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGES:  # not as if there were none: a VE would get the wrong name servers
+            raise SystemFailure(f"cannot read {path}: {error.strerror}", path=path, errno=error.errno) from error
         return None

@@ -57,8 +57,9 @@ class Starter:
         plan = await self._plan(definition, template)
         if definition.links:
             await parts.networking.prepare(definition.links)
-        parts.store.trees(definition, len(template.trees))  # a few calls: a thread's wake-up takes longer
         async with contextlib.AsyncExitStack() as undo:
+            if parts.store.trees(definition, len(template.trees)):  # a few calls: a thread's wake-up takes longer
+                undo.push_async_callback(asyncio.to_thread, parts.store.drop_trees, definition.name)
             cgroup_fd = await self._make_cgroup(definition, undo)
             if definition.links:
                 undo.push_async_callback(self._disconnect, definition.name)
@@ -102,15 +103,17 @@ class Starter:
 
     async def remove_cgroup(self, name: str) -> None:
         """Kill what is left in a VE's cgroup and remove it; what resists is logged and left to the next daemon."""
-        try:
-            await stopping.kill_all(self._parts.tree, name)
-            for attempt in range(_REMOVE_ATTEMPTS):
-                try:
-                    await asyncio.to_thread(self._parts.tree.remove, name)  # a VE may have made thousands below
-                    return
-                except OSError:
-                    # Zombies that nobody has reaped yet still count.
-                    await asyncio.sleep(0.005 * (attempt + 1))
-            await asyncio.to_thread(self._parts.tree.remove, name)
-        except (OSError, CannotStop) as error:
-            log.error("VE %s: its cgroup could not be removed: %s", name, error)
+        failure: Exception | None = None
+        for attempt in range(_REMOVE_ATTEMPTS):
+            try:
+                await stopping.kill_all(self._parts.tree, name)
+                await asyncio.to_thread(self._parts.tree.remove, name)  # a VE may have made thousands below
+                return
+            except CannotStop as error:
+                failure = error
+                break
+            except (OSError, SystemFailure) as error:
+                # Zombies that nobody has reaped yet still count; and what a host runs short of may come back.
+                failure = error
+                await asyncio.sleep(0.005 * (attempt + 1))
+        log.error("VE %s: its cgroup could not be removed: %s", name, failure)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
+from collections.abc import Iterator
 
-from vemgr.core.errors import CannotStop
+from vemgr.core.errors import CannotStop, SystemFailure
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.process import handles_signal
 
@@ -50,24 +52,53 @@ def _name(signum: int) -> str:
 
 
 async def kill_all(tree: CgroupTree, ve: str) -> None:
-    """Kill everything in a VE's cgroup and wait until it is empty. Raises `CannotStop`."""
-    group = tree[ve]
-    with contextlib.suppress(FileNotFoundError):
-        group.kill = True
+    """Kill everything in a VE's cgroup and wait until it is empty. Raises `CannotStop`, and `SystemFailure` when the
+    kernel cannot be asked; then nothing is killed."""
+    with _asking(f"stop VE {ve}"), contextlib.suppress(FileNotFoundError):
+        tree[ve].kill = True
     deadline = time.monotonic() + _EMPTY
-    while tree.populated(ve):
+    while _populated(tree, ve):
         if time.monotonic() >= deadline:
             raise CannotStop(f"VE {ve} cannot be stopped: processes do not die",
                              remedy="look for state D in ps; a hung disk or network file system holds them", ve=ve)
         await asyncio.sleep(0.005)
 
 
+def _populated(tree: CgroupTree, ve: str) -> bool:
+    """Unless we know better: they are killed already, so for want of a descriptor we ask again and do not give up."""
+    try:
+        return tree.populated(ve)
+    except OSError:
+        return True
+
+
 async def freeze(tree: CgroupTree, ve: str, frozen: bool, timeout: float = 10.0) -> bool:
-    """Freeze or thaw; whether it came to be within `timeout` seconds."""
-    tree[ve].freeze = frozen
+    """Freeze or thaw; whether it came to be within `timeout` seconds. Raises `SystemFailure`, with nothing changed."""
+    what = f"{'freeze' if frozen else 'thaw'} VE {ve}"
+    with _asking(what):
+        tree[ve].freeze = frozen
     deadline = time.monotonic() + timeout
-    while bool(tree[ve].events.get("frozen")) != frozen:
-        if time.monotonic() >= deadline:
-            return False
-        await asyncio.sleep(0.005)
+    try:
+        while _frozen(tree, ve, what) != frozen:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.005)
+    except SystemFailure:
+        with contextlib.suppress(OSError):
+            tree[ve].freeze = not frozen
+        raise
     return True
+
+
+def _frozen(tree: CgroupTree, ve: str, what: str) -> bool:
+    with _asking(what):
+        return bool(tree[ve].events.get("frozen"))
+
+
+@contextlib.contextmanager
+def _asking(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path = os.fsdecode(error.filename or "")
+        raise SystemFailure(f"cannot {what}: {error.strerror}", path=path, errno=error.errno) from error

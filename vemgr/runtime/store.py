@@ -23,7 +23,7 @@ from vemgr.core.config import Definition, check_name, parse_settings, show_setti
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
 from vemgr.core.links import Link, parse_address, parse_links, show_links
 from vemgr.core.plan import ID_COUNT
-from vemgr.kernel.durable import make_directories, replace_file, sync_directory, unfinished
+from vemgr.kernel.durable import make_directories, rename_durably, replace_file, unfinished
 from vemgr.kernel.removal import remove_tree
 
 log = logging.getLogger(__name__)
@@ -58,11 +58,15 @@ class Store:
     def load(self, name: str) -> Definition:
         path = f"{self.path(name)}/config.toml"
         try:
-            with open(path, encoding="utf-8") as file:
-                return _parse(name, file.read())
-        except FileNotFoundError:
-            raise NoSuchVE(name) from None
-        except (OSError, KeyError, ValueError, TypeError) as error:
+            with storage_errors(f"read the definition of VE {name}"), open(path, encoding="utf-8") as file:
+                text = file.read()
+        except SystemFailure as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise NoSuchVE(name) from None
+            raise
+        try:
+            return _parse(name, text)
+        except (KeyError, ValueError, TypeError) as error:
             raise Broken(f"the definition of VE {name} cannot be read: {error}", remedy=f"mend {path}",
                          path=path) from error
         except VemgrError as error:
@@ -97,11 +101,12 @@ class Store:
                 replace_file(f"{partial}/config.toml", _render(definition))
                 if os.path.lexists(path):
                     raise VEExists(definition.name)
-                os.rename(partial, path)
-                sync_directory(self.directory)
+                rename_durably(partial, path)
             except BaseException:
+                with suppress(OSError):  # without remove_tree, which would need descriptors
+                    os.unlink(f"{partial}/config.toml")
                 with suppress(OSError):
-                    remove_tree(partial)
+                    os.rmdir(partial)
                 raise
 
     def save(self, definition: Definition) -> None:
@@ -109,26 +114,45 @@ class Store:
         with storage_errors(f"save the definition of VE {definition.name}"):
             replace_file(path, _render(definition, _existing(path)))
 
-    def trees(self, definition: Definition, count: int) -> str:
-        """The directory that holds the VE's own writes: N/{upper,work} for each tree of its template."""
+    def trees(self, definition: Definition, count: int) -> bool:
+        """Have the directories for the VE's own writes: data/N/{upper,work} for each tree of its template. Returns
+        whether all of it is new; on failure nothing new is left."""
         data = f"{self.path(definition.name)}/data"
-        with storage_errors(f"prepare the data of VE {definition.name}"):
-            for number in range(count):
-                for kind in ("upper", "work"):
-                    os.makedirs(f"{data}/{number}/{kind}", mode=0o700, exist_ok=True)
-                upper = f"{data}/{number}/upper"
-                # The root directory of the overlay is this one: readable by all users of the VE, reachable by none
-                # of the host, as the directories above are 0700.
-                os.chmod(upper, 0o755)
-                os.chown(upper, definition.id_base, definition.id_base)
-        return data
+        new = not os.path.lexists(data)
+        try:
+            with storage_errors(f"prepare the data of VE {definition.name}"):
+                self._make_trees(data, definition.id_base, count)
+        except VemgrError:
+            if new:
+                self.drop_trees(definition.name)
+            raise
+        return new
+
+    @staticmethod
+    def _make_trees(data: str, id_base: int, count: int) -> None:
+        for number in range(count):
+            for kind in ("upper", "work"):
+                os.makedirs(f"{data}/{number}/{kind}", mode=0o700, exist_ok=True)
+            upper = f"{data}/{number}/upper"
+            # The root directory of the overlay is this one: readable by all users of the VE, reachable by none
+            # of the host, as the directories above are 0700.
+            os.chmod(upper, 0o755)
+            os.chown(upper, id_base, id_base)
+
+    def drop_trees(self, name: str) -> None:
+        """Undo `trees` where all of it was new: there are only files of ours in it."""
+        try:
+            remove_tree(f"{self.path(name)}/data")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.error("the data of VE %s, which has not started, could not be removed: %s", name, error)
 
     def remove(self, name: str) -> str:
         """Take a VE out of sight in one step, so that a crash leaves no half VE; returns what is then to be purged."""
         gone = f"{self.directory}/.{name}.{secrets.token_hex(4)}.removed"
-        with storage_errors(f"remove VE {name}"):
-            os.rename(self.path(name), gone)
-            sync_directory(self.directory)
+        with storage_errors(f"remove VE {name}"), suppress(FileNotFoundError):  # somebody has deleted it by hand
+            rename_durably(self.path(name), gone)
         return gone
 
     def tidy(self, name: str) -> None:
@@ -137,12 +161,16 @@ class Store:
             os.unlink(unfinished(f"{self.path(name)}/config.toml"))
 
     @staticmethod
-    def purge(gone: str) -> None:
-        """Delete what was removed; may take long. What resists is tried again when the daemon starts."""
+    def purge(gone: str) -> bool:
+        """Delete what was removed, which may take long; whether it is gone."""
         try:
             remove_tree(gone)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             log.error("%s could not be deleted: %s", gone, error)
+            return False
+        return True
 
     def leftovers(self) -> list[str]:
         """What an interrupted create or destroy has left, to be purged. Other hidden names are not ours."""
@@ -187,7 +215,7 @@ def _links(ve: Mapping[str, Any]) -> tuple[Link, ...]:
 
 def _existing(path: str) -> tomlkit.TOMLDocument:
     """The document as it is, for the comments an administrator has written into it."""
-    with suppress(OSError, ParseError), open(path, encoding="utf-8") as file:
+    with suppress(FileNotFoundError, ParseError), open(path, encoding="utf-8") as file:
         return tomlkit.parse(file.read())
     return tomlkit.document()
 

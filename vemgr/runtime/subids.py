@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import contextlib
 
+from vemgr.runtime.store import storage_errors
+
 
 def foreign_ranges(paths: tuple[str, ...] = ("/etc/subuid", "/etc/subgid")) -> list[tuple[int, int]]:
-    """(first, count) of every line; a file that is missing has none."""
+    """(first, count) of every line; a file that is missing has none. Raises `SystemFailure`: what is not known to be
+    free must not be given to a VE."""
     found: list[tuple[int, int]] = []
     for path in paths:
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                _, first, count = [*line.strip().split(":"), "", ""][:3]
-                if first.isdigit() and count.isdigit():
-                    found.append((int(first), int(count)))
+        with storage_errors(f"read {path}"), contextlib.suppress(FileNotFoundError):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    _, first, count = [*line.strip().split(":"), "", ""][:3]
+                    if first.isdigit() and count.isdigit():
+                        found.append((int(first), int(count)))
     return found

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 import tomlkit
 
-from vemgr.core.errors import TemplateNotFound, TemplateUnusable
+from vemgr.core.errors import SHORTAGES, SystemFailure, TemplateNotFound, TemplateUnusable
 from vemgr.core.layers import InitKind, Template, TemplateKind, Tree
 from vemgr.kernel.durable import replace_file
 
@@ -53,7 +53,8 @@ def write_record(directory: Path, record: Record) -> None:
 
 
 def read_template(directory: Path, host_root: str) -> Template:
-    """The template in `directory`, named like it. Raises TemplateNotFound if parts are missing, TemplateUnusable."""
+    """The template in `directory`, named like it. Raises TemplateNotFound if parts are missing, TemplateUnusable,
+    SystemFailure."""
     name = directory.name
     if not directory.is_dir():
         raise TemplateNotFound(name)
@@ -83,6 +84,8 @@ def _read(directory: Path) -> Record:
     except FileNotFoundError:
         raise TemplateNotFound(name, f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as why:
+        if isinstance(why, OSError) and why.errno in SHORTAGES:
+            raise SystemFailure(f"template {name} cannot be read: {why.strerror}", path=path, errno=why.errno) from why
         raise TemplateUnusable(
             f"template {name} cannot be used: {path}: {why}", remedy="remove it and make it again", template=name
         ) from why

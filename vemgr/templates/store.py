@@ -30,7 +30,7 @@ from vemgr.core.errors import (
     TemplateUnusable,
 )
 from vemgr.core.layers import HOST_TEMPLATE, Template, check_template_name
-from vemgr.kernel.durable import make_directories, sync_directory
+from vemgr.kernel.durable import make_directories, rename_durably
 from vemgr.kernel.removal import remove_tree
 from vemgr.templates.archive import DEFAULT_LIMITS, ArchiveLimits, unpack
 from vemgr.templates.facts import describe_tree, read_os_release
@@ -59,6 +59,7 @@ class Templates:
         self.directory = directory
         self._now = now
         self._host_root = host_root
+        self._doomed: set[str] = set()
 
     def list(self) -> TemplateList:
         """All usable templates, by name. One that is damaged is logged and left out: it must not hide the others."""
@@ -191,30 +192,40 @@ class Templates:
             try:
                 yield partial
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    remove_tree(str(partial))
+                self._discard(str(partial))
 
     def _partial_path(self, name: str) -> Path:
         return self.directory / f".{name}.partial-{secrets.token_hex(4)}"
 
     def _publish(self, partial: Path, name: str) -> None:
         try:
-            partial.rename(self.directory / name)
+            rename_durably(str(partial), str(self.directory / name))
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another import was faster
                 raise TemplateExists(name) from None
             raise
-        sync_directory(str(self.directory))
 
     def _take_away(self, name: str) -> None:
         """Renames first: a template that is half deleted must not be found by name."""
-        doomed = self._partial_path(name)
-        (self.directory / name).rename(doomed)
-        sync_directory(str(self.directory))
-        if doomed.is_symlink() or not doomed.is_dir():
-            doomed.unlink()
-        else:
-            remove_tree(str(doomed))
+        doomed = str(self._partial_path(name))
+        rename_durably(str(self.directory / name), doomed)
+        self._discard(doomed)
+
+    def _discard(self, path: str) -> None:
+        """Delete what nobody finds by name. What resists is tried again with the next, and when the daemon starts."""
+        self._doomed.add(path)
+        for doomed in sorted(self._doomed):
+            try:
+                if os.path.islink(doomed) or os.path.isfile(doomed):
+                    os.unlink(doomed)
+                else:
+                    remove_tree(doomed)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                log.error("%s could not be deleted: %s", doomed, error)
+                continue
+            self._doomed.discard(doomed)
 
 
 def _check_description(text: str) -> None:
