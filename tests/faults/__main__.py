@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""python -m tests.faults [SCENARIO ...]: every call of every verb fails once. Minutes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from tests.faults.inject import Outcome, count_calls, inject
+from tests.faults.stage import Stage
+from tests.faults.verbs import OTHER, SCENARIOS, Scenario, create, start
+
+
+@contextlib.contextmanager
+def made_stage() -> Iterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="vemgr-test-", dir="/var/tmp") as base:
+        stage = Stage(base)
+        try:
+            stage.begin()
+            stage.import_busybox()
+            stage.import_busybox("bbinit", init=True)
+            create(OTHER)(stage)
+            start(OTHER)(stage)
+            yield stage
+        except BaseException:
+            print(stage.log("daemon")[-2000:], stage.log("keeper")[-2000:], file=sys.stderr)
+            stage.discard()
+            raise
+        stage.close()
+
+
+def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome) -> int:
+    """All points from `first` on in one stage; returns the next one, after one that went wrong, or 0."""
+    at = first
+    try:
+        with made_stage() as stage:
+            scenario.base(stage)
+            count_calls(stage, scenario, role)
+            before = stage.settled(rules=scenario.rules)
+            count = count_calls(stage, scenario, role)
+            stage.await_picture(before, why="untouched", rules=scenario.rules)
+            for at in range(first, count + 1):
+                inject(stage, scenario, role, [at], before, outcome)
+            scenario.clear(stage)
+    except Exception as error:
+        outcome.wrong.append(f"{type(error).__name__}: {error} at {at}")
+        return at + 1
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.faults", description=__doc__)
+    parser.add_argument("only", nargs="*", help="words of scenarios")
+    parser.add_argument("--role", action="append")
+    parser.add_argument("-v", action="store_true")
+    options = parser.parse_args()
+    points = wrong = 0
+    for scenario in SCENARIOS:
+        if options.only and not any(word == scenario.name for word in options.only):
+            continue
+        for role in scenario.roles:
+            if options.role and role not in options.role:
+                continue
+            began = time.monotonic()
+            outcome = Outcome()
+            at = 1
+            while at:
+                at = sweep(scenario, role, at, outcome)
+            print(f"{scenario.name}, {role}: {outcome.points} points, {outcome.tolerated.total()} tolerated, "
+                  f"{len(outcome.wrong)} WRONG, {time.monotonic() - began:.1f} s", flush=True)
+            points += outcome.points
+            wrong += len(outcome.wrong)
+            for text in outcome.wrong:
+                print(f"    WRONG {text[:1500]}")
+            if options.v:
+                for text, number in outcome.failed.items():
+                    print(f"    {number} {text[:400]}")
+            for text, number in outcome.tolerated.items():
+                print(f"    tolerated {number} {text[:300]}", flush=True)
+    print(f"{points} points, {wrong} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
