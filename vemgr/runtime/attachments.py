@@ -14,9 +14,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vemgr.core.errors import SystemFailure, VemgrError
+from vemgr.core.errors import VemgrError
 from vemgr.core.links import Link, Publication, parse_links, parse_publications, show_links, show_publications
 from vemgr.kernel.elements import Element, own_elements, published_elements
+from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +64,16 @@ class Attachments:
         return self._by_ve.get(ve)
 
     def put(self, attachment: Attachment) -> None:
-        """Raises `SystemFailure` when the file cannot be written; then nothing has changed."""
+        """Raises `SystemFailure` or `NoSpace` when the file cannot be written; then nothing has changed."""
         path = self._path(attachment.ve)
         text = json.dumps({"links": show_links(attachment.links), "ports": attachment.ports,
                            "publish": show_publications(attachment.publish), "target": attachment.target})
-        try:
+        with storage_errors(f"note the links of VE {attachment.ve}"):
             try:
                 _write(path, text)
             except FileNotFoundError:
                 os.makedirs(self._directory, mode=0o700, exist_ok=True)
                 _write(path, text)
-        except OSError as error:
-            raise SystemFailure(f"cannot write {path}: {error.strerror}", path=path, errno=error.errno) from error
         self._by_ve[attachment.ve] = attachment
 
     def publish(self, ve: str, publications: tuple[Publication, ...]) -> None:
@@ -116,6 +115,12 @@ def _parse(ve: str, text: str) -> Attachment:
 
 def _write(path: str, text: str) -> None:
     """Replace a file in /run as a whole. Without fsync: it is of no use after a crash of the host."""
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.rename(f"{path}.new", path)
+    new = f"{path}.new"
+    try:
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise

@@ -34,12 +34,15 @@ class Forwarding:
             enable_forwarding6()
 
     def restore(self) -> None:
-        """Give back what was there before the first `enable` since boot."""
-        previous, previous6 = _take(self._file), _take(self._file6)
-        if previous is not None:
-            restore_forwarding(int(previous))
-        if previous6 is not None:
-            restore_forwarding6(json.loads(previous6))
+        """Give back what was there before the first `enable` since boot. Raises `SystemFailure`; it can be done again."""
+        with storage_errors("give back the host's forwarding"):
+            previous, previous6 = _read(self._file), _read(self._file6)
+            if previous is not None:
+                restore_forwarding(int(previous))
+                os.unlink(self._file)
+            if previous6 is not None:
+                restore_forwarding6(json.loads(previous6))
+                os.unlink(self._file6)
 
 
 def _remember(path: str, text: str) -> None:
@@ -49,11 +52,7 @@ def _remember(path: str, text: str) -> None:
             replace_file(path, text)
 
 
-def _take(path: str) -> str | None:
-    """The text of a file, which is gone then; None if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        with open(path, encoding="ascii") as file:
-            text = file.read()
-        os.unlink(path)
-        return text
+def _read(path: str) -> str | None:
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii") as file:
+        return file.read()
     return None
