@@ -261,6 +261,8 @@ def kernel_operations() -> list[Operation]:
         Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
         Mask("proc", _PROC_MASKED),
         ReadOnly("proc", ("bus", "fs", "irq", "sys"), writable=("sys/net",)),
+        # The whole host's, though every network namespace has the file and its root may write it; there is no way back.
+        ReadOnly("proc", ("sys/net/netfilter/nf_hooks_lwtunnel",)),
         Filesystem("sysfs", "sys", flags=(*quiet, "ro")),
         Mask("sys", _SYS_MASKED),
         Filesystem("cgroup2", "sys/fs/cgroup", flags=quiet),
