@@ -16,6 +16,8 @@ from benchmark.measure import Failed
 from benchmark.process import run
 
 MOST_STEAL = 0.05
+_LOOK = 2.0  # seconds
+_MOST_BUSY = 0.25
 _MOST_CLOCK_STEP = 0.001  # seconds
 _CPU = Path("/sys/devices/system/cpu")
 _VERSIONS = ("crun", "podman", "systemd-nspawn")
@@ -35,6 +37,7 @@ def describe(directory: Path) -> dict[str, str]:
         "file system": run(["stat", "-f", "-c", "%T", str(directory)]).strip() + f" ({directory})",
         "python": platform.python_version(),
         "load": _read("/proc/loadavg"),
+        "busy": _busy(),
         "steal since boot": f"{_share(CpuTimes(), CpuTimes.now()):.1%}",
     }
     return {**facts, **{name: _version(name) for name in _VERSIONS}}
@@ -42,15 +45,28 @@ def describe(directory: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Ticks of all CPUs since boot: in total, and those that the hypervisor gave to somebody else (proc(5), stat)."""
+    """Ticks of all CPUs since boot: in total, those that the hypervisor gave to somebody else, and those in which they
+    had nothing to do (proc(5), stat)."""
 
     total: int = 0
     stolen: int = 0
+    idle: int = 0
 
     @staticmethod
     def now() -> CpuTimes:
         numbers = [int(word) for word in _read("/proc/stat").splitlines()[0].split()[1:]]
-        return CpuTimes(sum(numbers[:8]), numbers[7])  # guest time, which follows, is in user time already
+        # Guest time, which follows, is in user time already.
+        return CpuTimes(sum(numbers[:8]), numbers[7], numbers[3] + numbers[4])
+
+
+def _busy() -> str:
+    """What others do here. Who passes work from process to process waits for a CPU more often than who does not, and
+    so turns do not make up for it."""
+    before = CpuTimes.now()
+    time.sleep(_LOOK)
+    after = CpuTimes.now()
+    share = 1 - (after.idle - before.idle) / max(1, after.total - before.total)
+    return f"{share:.0%} of the CPU time, by others" + (", TOO MUCH TO TRUST THE FIGURES" if share > _MOST_BUSY else "")
 
 
 def _share(before: CpuTimes, after: CpuTimes) -> float:

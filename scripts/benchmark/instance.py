@@ -21,6 +21,7 @@ from benchmark.measure import Failed
 from benchmark.process import run, timed
 from vemgr.api.client import Client, RemoteError
 from vemgr.core.errors import VemgrError
+from vemgr.kernel.cgroups import cgroup2_mountpoint
 from vemgr.kernel.veth import host_ifname
 
 ROOT = Path(__file__).parents[2]
@@ -52,11 +53,12 @@ class Instance:
         base.mkdir(exist_ok=True)  # each group of figures tries again
         tag = secrets.token_hex(3)
         self.base, self.state, self.run_dir = base, base / "state", base / "run"
+        self._cgroup = f"vemgr-bench-{tag}"
         self._names = itertools.count(1)
         config = base / "vemgr.toml"
         config.write_text(
             f'state-dir = "{self.state}"\nrun-dir = "{self.run_dir}"\nbridge = "vb{tag}"\ntable = "vb{tag}"\n'
-            f'cgroup = "vemgr-bench-{tag}"\n{extra}\n')
+            f'cgroup = "{self._cgroup}"\n{extra}\n')
         self._command = self._install(base / "vemgr")
         self._environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "VEMGR_CONFIG": str(config)}
         self._clients: list[Client] = []
@@ -211,8 +213,19 @@ class Instance:
             self.cli("shutdown", "--timeout", "0")
             until(lambda: not self._processes(), "daemon or keeper stays after a shutdown")
         finally:
-            for pid in self._processes():  # whatever went wrong
+            if left := self._processes():
+                self._clear_away(left)
+
+    def _clear_away(self, pids: Iterable[int]) -> None:
+        """After a failure: VEs end with their keeper."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        top = Path(cgroup2_mountpoint()) / self._cgroup
+        until(lambda: not top.exists() or "populated 0" in (top / "cgroup.events").read_text(),
+              "the VEs' processes stay")
+        for directory, _, _ in os.walk(top, topdown=False):
+            os.rmdir(directory)
 
     def _processes(self) -> list[int]:
         """Daemon and keeper have our directory on their command lines; of a zombie that is empty."""
