@@ -56,6 +56,7 @@ class Instance:
         self._cgroup = f"vemgr-bench-{tag}"
         self._names = itertools.count(1)
         config = base / "vemgr.toml"
+        self._tag = f"vb{tag}"  # of an instance that is not the host's own its links have the bridge's name
         config.write_text(
             f'state-dir = "{self.state}"\nrun-dir = "{self.run_dir}"\nbridge = "vb{tag}"\ntable = "vb{tag}"\n'
             f'cgroup = "{self._cgroup}"\n{extra}\n')
@@ -125,12 +126,16 @@ class Instance:
 
     def stop(self, name: str) -> None:
         """Kill it, and wait until the kernel has taken its network apart: that work is not to fall to the next run."""
+        if self.running().get(name) and not self._links([name]):
+            raise Failed(f"{name} runs without the link {host_ifname(name, self._tag)}")  # what is waited for below
         self.call("Stop", name=name, kill=True)
         self.await_no_links([name])
 
     def await_no_links(self, names: Iterable[str]) -> None:
-        gone = {host_ifname(name, self.host["bridge"]) for name in names}
-        until(lambda: gone.isdisjoint(link for _, link in socket.if_nameindex()), "the links of stopped VEs stay")
+        until(lambda: not self._links(names), "the links of stopped VEs stay")
+
+    def _links(self, names: Iterable[str]) -> set[str]:
+        return {host_ifname(name, self._tag) for name in names} & {link for _, link in socket.if_nameindex()}
 
     def stamp_of(self, name: str) -> Path:
         return self.state / "ve" / name / "data/0/upper/stamp"
