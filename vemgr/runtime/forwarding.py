@@ -34,7 +34,7 @@ class Forwarding:
             enable_forwarding6()
 
     def restore(self) -> None:
-        """Give back what was there before the first `enable` since boot. Raises `SystemFailure`; it can be done again."""
+        """Give back what was there before the first `enable` since boot. Raises `SystemFailure`; then do it again."""
         with storage_errors("give back the host's forwarding"):
             previous, previous6 = _read(self._file), _read(self._file6)
             if previous is not None:
