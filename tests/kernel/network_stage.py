@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from vemgr.core.plan import NETNS_FD
+from vemgr.kernel.netlink import send_batch
 from vemgr.kernel.veth import End
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +116,21 @@ from vemgr.kernel.netlink import send_batch
 assert "pyroute2" not in sys.modules
 send_batch([bytes.fromhex(line) for line in sys.stdin.read().split()])
 """
+
+
+async def attach(net, host_ifname, namespace, end):
+    """What a set-up process does: it has the namespace as a descriptor of an agreed number."""
+    await net.make_way(host_ifname)
+    message = net.birth(host_ifname, end)
+    kept = os.dup(NETNS_FD) if os.path.exists(f"/proc/self/fd/{NETNS_FD}") else -1
+    os.dup2(namespace.fd, NETNS_FD)
+    try:
+        send_batch([message])
+    finally:
+        os.close(NETNS_FD)
+        if kept >= 0:
+            os.dup2(kept, NETNS_FD, inheritable=False)
+            os.close(kept)
 
 
 def send_inside(namespace, messages, **options):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vemgr.core.errors import BadValue, SystemFailure
-from vemgr.kernel import network, sysctl
+from vemgr.kernel import sysctl
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.veth import host_ifname, inside_messages, loopback_messages
 
@@ -73,7 +73,7 @@ async def bridge_is_removed():
         await net.remove_bridge()
         assert await net.links() == []
         with pytest.raises(SystemFailure, match="no bridge vetest0"):
-            await net.attach("ve1", 0, stage.end(mtu=1500))
+            net.birth("ve1", stage.end(mtu=1500))
     assert stage.BRIDGE not in os.listdir("/proc/sys/net/ipv4/conf")
 
 
@@ -82,7 +82,7 @@ async def ve_is_attached():
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         with contextlib.closing(stage.Namespace()) as ve:
             end = stage.end(mtu=1300)
-            await net.attach(host_ifname("web1"), ve.fd, end)
+            await stage.attach(net, host_ifname("web1"), ve, end)
             messages = inside_messages([end])
             stage.send_inside(ve, messages)
             assert ve.run("ip", "route", "show", "default") == f"default via {stage.GATEWAY} dev eth0"
@@ -112,7 +112,7 @@ async def index_of_the_inside_is_ours_with_fallback_devices():
         with contextlib.closing(stage.Namespace()) as ve:
             for n in range(12):
                 ve.run("ip", "link", "add", f"other{n}", "type", "bridge")
-            await net.attach("ve1", ve.fd, stage.end(mtu=1500))
+            await stage.attach(net, "ve1", ve, stage.end(mtu=1500))
             stage.send_inside(ve, inside_messages([stage.end(mtu=1500)]))
             ve.run("ping", "-c1", "-W2", stage.GATEWAY)
 
@@ -121,22 +121,11 @@ async def leftover_is_replaced():
     async with BridgeNetwork(stage.BRIDGE) as net:
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         with contextlib.closing(stage.Namespace()) as old, contextlib.closing(stage.Namespace()) as new:
-            await net.attach("ve1", old.fd, stage.end(mtu=1500))
-            await net.attach("ve1", new.fd, stage.end(mtu=1500))
+            await stage.attach(net, "ve1", old, stage.end(mtu=1500))
+            await stage.attach(net, "ve1", new, stage.end(mtu=1500))
             assert "eth0" not in old.run("ip", "-br", "link")
             assert "eth0" in new.run("ip", "-br", "link")
             assert await net.links() == ["ve1"]
-
-
-async def index_that_is_taken_is_not_taken_twice():
-    async with BridgeNetwork(stage.BRIDGE) as net:
-        await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
-        indices = iter([20000000, 20000000, 20000001])
-        network.veth.random_host_index = lambda: next(indices)
-        with contextlib.closing(stage.Namespace()) as one, contextlib.closing(stage.Namespace()) as two:
-            await net.attach("ve1", one.fd, stage.end(mtu=1500))
-            await net.attach("ve2", two.fd, stage.end(mtu=1500))
-            assert await net.links() == ["ve1", "ve2"]
 
 
 async def interface_of_another_is_not_deleted():
@@ -148,7 +137,7 @@ async def interface_of_another_is_not_deleted():
         with contextlib.closing(stage.Namespace()) as ve:
             for name in ("ve1", "ve2"):
                 with pytest.raises(BadValue, match="not vemgr's"):
-                    await net.attach(name, ve.fd, stage.end(mtu=1500))
+                    await stage.attach(net, name, ve, stage.end(mtu=1500))
         assert await net.links() == []
     assert {"ve1", "ve2"} <= set(os.listdir("/proc/sys/net/ipv4/conf"))
 
@@ -157,7 +146,7 @@ async def link_goes_with_its_namespace():
     async with BridgeNetwork(stage.BRIDGE) as net:
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         ve = stage.Namespace()
-        await net.attach("ve1", ve.fd, stage.end(mtu=1500))
+        await stage.attach(net, "ve1", ve, stage.end(mtu=1500))
         ve.close()
         for _ in range(500):
             if await net.links() == []:
@@ -178,12 +167,11 @@ async def links_of_others_are_not_ours():
 
 
 async def attachments_at_once():
-    """Many starts share one netlink socket; their answers must find their way."""
     async with BridgeNetwork(stage.BRIDGE) as net:
         await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
         with contextlib.ExitStack() as stack:
             ves = [stack.enter_context(contextlib.closing(stage.Namespace())) for _ in range(8)]
-            work = [net.attach(f"ve{n}", ve.fd, stage.end(mtu=1500)) for n, ve in enumerate(ves)]
+            work = [stage.attach(net, f"ve{n}", ve, stage.end(mtu=1500)) for n, ve in enumerate(ves)]
             await asyncio.gather(*work, net.links(), net.foreign_subnets())
             assert len(await net.links()) == 8
 
@@ -235,7 +223,7 @@ async def without_a_network_the_loopback_works():
 @pytest.mark.skipif(not stage.can_play(), reason="cannot make network namespaces and links in them")
 @pytest.mark.parametrize("scenario", [
     bridge_is_made_once, bridge_of_another_is_refused, bridge_is_removed, ve_is_attached,
-    index_of_the_inside_is_ours_with_fallback_devices, leftover_is_replaced, index_that_is_taken_is_not_taken_twice,
+    index_of_the_inside_is_ours_with_fallback_devices, leftover_is_replaced,
     interface_of_another_is_not_deleted, link_goes_with_its_namespace, links_of_others_are_not_ours,
     attachments_at_once, no_descriptor_is_left, uplink_and_foreign_subnets, forwarding_is_put_back,
     without_a_network_the_loopback_works,

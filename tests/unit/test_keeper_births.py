@@ -44,9 +44,6 @@ class Talk:
         pid, pidfd, self.channel = self._fork_helper()
         return pid, pidfd
 
-    def go(self, messages):
-        send(self.channel, {"messages": messages})
-
     def receive(self):
         return receive(self.channel)
 
@@ -133,10 +130,6 @@ class World:
         channel, reader = self.begin(daemon, number=number)
         os.close(reader)
         pid = self.name_child(channel, life=life)
-        assert self.hear(daemon)["event"] == "cloned"
-        send(daemon, {"id": 1000 + number, "call": "go", "start": number, "messages": []})
-        channel.setblocking(False)
-        assert self.hear(channel) == {"messages": []}
         send(channel, {"event": "going"})
         channel.close()
         assert self.hear(daemon)["event"] == "started"
@@ -183,7 +176,6 @@ def test_a_long_list_waits_for_its_reader(world):
 @pytest.mark.parametrize("data", [
     b'{"id": 5, "call": "nonsense"}', b'{"id": 5, "call": "exec", "ve": "web1"}', b'{"id": 5, "call": "start"}',
     b'{"id": 5, "call": "attach"}', b'{"id": 5}', b'{"id": 5, "call": ["list"]}', b'{"id": 5, "call',
-    b'{"id": 5, "call": "go", "start": {}, "messages": 7}',
 ])
 def test_every_request_is_answered(world, data):
     daemon = world.daemon()
@@ -233,28 +225,27 @@ def test_births_of_two_daemons_with_the_same_number(world):
     first = world.daemon()
     channel, _ = world.begin(first, number=1)
     pid = world.name_child(channel)
-    assert world.hear(first)["event"] == "cloned"
-    send(first, {"id": 2, "call": "go", "start": 1, "messages": []})
+    send(channel, {"event": "going"})
     world.settle()
-    assert receive(channel)[0] == {"messages": []}
     first.close()
     world.settle()
     second = world.daemon()
-    assert world.ask(second, "list", 1)["event"] == "listed"
+    assert world.ask(second, "list", 3)["children"][0]["pid"] == pid, "only exec was missing"
     other, _ = world.begin(second, number=1)
-    send(channel, {"event": "going"})
     channel.close()
+    assert world.hear(second)["event"] == "listed"
     assert world.hear(second, 0.2) is None, "an answer to the first daemon's request"
     world.name_child(other)
-    assert world.hear(second)["event"] == "cloned"
-    assert world.ask(second, "list", 3)["children"][0]["pid"] == pid
+    send(other, {"event": "going"})
+    other.close()
+    assert world.hear(second)["event"] == "started"
 
 
-def test_a_daemon_that_goes_takes_its_waiting_starts_along(world):
+def test_a_daemon_that_goes_takes_its_starts_along(world):
     daemon = world.daemon()
     channel, _ = world.begin(daemon)
     pid = world.name_child(channel)
-    assert world.hear(daemon)["event"] == "cloned"
+    world.settle()
     daemon.close()
     wait_for_end(world, pid)
     assert len(world.keeper._births) == 0
@@ -306,14 +297,11 @@ def test_a_command_that_is_held_up(world, monkeypatch, named):
     os.close(reader)
 
 
-def test_a_start_may_wait_for_its_network_but_not_for_ever_afterwards(world, monkeypatch):
+def test_a_start_that_is_held_up(world, monkeypatch):
     monkeypatch.setattr(births, "SETUP_BOUND", 0.2)
     daemon = world.daemon()
     channel, _ = world.begin(daemon)
     pid = world.name_child(channel)
-    assert world.hear(daemon)["event"] == "cloned"
-    assert world.hear(daemon, 0.4) is None
-    send(daemon, {"id": 2, "call": "go", "start": 1, "messages": []})
     assert world.hear(daemon)["errno"] == 110
     wait_for_end(world, pid, *world.pids)
 

@@ -80,46 +80,28 @@ def talk(tmp_path):
     return one
 
 
-def start(launcher, configure=None):
-    async def nothing(_birth):
-        return [b"netlink"]
-
+def start(launcher):
     async def go():
         fd = os.open("/", os.O_RDONLY)
         try:
-            return await launcher.start(PLAN, fd, fd, configure or nothing)
+            return await launcher.start(PLAN, fd, fd)
         finally:
             os.close(fd)
     return go()
 
 
-def born(keeper, message):
-    reader, writer = os.pipe()
-    keeper.send({"event": "cloned", "id": message["id"], "pid": 4711, "start_time": 99}, [reader, writer])
-    os.close(reader)
-    os.close(writer)
-
-
 def test_a_start(talk):
     def answer(keeper, message, fds):
-        if message["call"] == "start":
-            assert Plan.from_json(message["plan"]) == PLAN and len(fds) == 2
-            born(keeper, message)
-        else:
-            assert message["messages"] == ["bmV0bGluaw=="]
-            keeper.send({"event": "started", "id": message["start"], "pid": 4711, "start_time": 99})
+        assert Plan.from_json(message["plan"]) == PLAN and len(fds) == 2
+        keeper.send({"event": "started", "id": message["id"], "pid": 4711, "start_time": 99})
 
     child, said = talk(answer, start)
-    assert (child.kind, child.ve, child.pid, child.start_time, said) == ("init", "web1", 4711, 99, ["start", "go"])
+    assert (child.kind, child.ve, child.pid, child.start_time, said) == ("init", "web1", 4711, 99, ["start"])
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_a_start_that_fails(talk, early):
+def test_a_start_that_fails(talk):
     def answer(keeper, message, _fds):
-        if message["call"] == "start" and not early:
-            born(keeper, message)
-        else:
-            keeper.send({**FAILED, "id": message.get("start", message["id"])})
+        keeper.send({**FAILED, "id": message["id"]})
 
     with pytest.raises(StartFailed, match=r"overlay target=/: Invalid argument \(/x\)") as failure:
         talk(answer, start)
@@ -136,47 +118,31 @@ def test_an_init_that_cannot_be_run(talk, code, remedy):
     assert remedy in failure.value.remedy and bool(failure.value.remedy) == bool(remedy), "it may not be its fault"
 
 
-def test_a_network_that_fails_aborts_the_start(talk):
-    said = []
-
+def test_an_answer_that_cannot_be_received_aborts_the_start(talk):
     def answer(keeper, message, _fds):
-        said.append(message["call"])
         if message["call"] == "start":
-            born(keeper, message)
-
-    async def fail(_birth):
-        raise SystemFailure("no network")
-
-    with pytest.raises(SystemFailure, match="no network"):
-        talk(answer, lambda launcher: start(launcher, fail))
-    assert said == ["start", "abort"]
-
-
-def test_a_birth_whose_descriptors_got_lost(talk):
-    said = []
-
-    def answer(keeper, message, _fds):
-        said.append(message["call"])
-        if message["call"] == "start":
-            keeper.send({"event": "cloned", "id": message["id"], "pid": 1, "start_time": 1, "damaged": errno.EMFILE})
+            keeper.send({"event": "started", "id": message["id"], "pid": 1, "start_time": 1, "damaged": errno.EMFILE})
 
     with pytest.raises(SystemFailure, match="no descriptor left"):
         talk(answer, start)
+
+
+def test_a_start_that_is_given_up_is_aborted(talk):
+    said = []
+
+    async def give_up(launcher):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(start(launcher), 0.2)
+
+    talk(lambda _keeper, message, _fds: said.append(message["call"]), give_up)
     assert said == ["start", "abort"]
 
 
-@pytest.mark.parametrize("at", ["start", "go"])
-def test_a_keeper_that_dies_at_work(talk, at):
+def test_a_keeper_that_dies_at_work(talk):
     lost = []
-
-    def answer(keeper, message, _fds):
-        if message["call"] == at:
-            keeper.connection.shutdown(socket.SHUT_RDWR)
-        else:
-            born(keeper, message)
-
     with pytest.raises(Unreachable, match="the keeper"):
-        talk(answer, start, on_lost=lambda: lost.append(True))
+        talk(lambda keeper, _message, _fds: keeper.connection.shutdown(socket.SHUT_RDWR), start,
+             on_lost=lambda: lost.append(True))
     assert lost == [True]
 
 

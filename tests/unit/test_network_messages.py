@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
+from vemgr.core.plan import NETNS_FD
 from vemgr.kernel import netlink
 from vemgr.kernel.veth import (
     End,
@@ -89,13 +90,13 @@ def test_a_host_without_ipv6_is_asked_nothing_about_it():
 
 
 def test_a_birth_says_what_it_should():
-    born = decoded(birth("ve1", host_index=77, bridge_index=5, netns_fd=9, end=replace(END, link=1, mtu=1400)))
+    born = decoded(birth("ve1", host_index=77, bridge_index=5, end=replace(END, link=1, mtu=1400)))
     assert (born["index"], born["flags"], born["change"], born["header"]["flags"]) == (77, 1, 1, 0x605)
     assert [born.get(key) for key in ("ifname", "master", "mtu")] == ["ve1", 5, 1400]
     assert born.get(("linkinfo", "kind")) == "veth"
     peer = born.get(("linkinfo", "data", "veth_info_peer"))
     assert peer["index"] == 33
-    assert [peer.get(key) for key in ("ifname", "mtu", "address", "net_ns_fd")] == ["eth1", 1400, MAC, 9]
+    assert [peer.get(key) for key in ("ifname", "mtu", "address", "net_ns_fd")] == ["eth1", 1400, MAC, NETNS_FD]
     assert decoded(death("ve1")).get("ifname") == "ve1"
 
 

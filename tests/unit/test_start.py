@@ -23,6 +23,7 @@ from vemgr.core.host import HostConfig
 from vemgr.core.layers import Template, Tree
 from vemgr.core.lifecycle import State
 from vemgr.core.networks import NetworkConfig
+from vemgr.kernel.veth import loopback_messages
 from vemgr.runtime import stopping
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
@@ -32,9 +33,9 @@ from vemgr.runtime.networking import Networking
 from vemgr.runtime.store import Store
 
 STEPS = ["limits.check", "templates.show", "networking.prepare", "tree.create", "tree.open", "devices.attach",
-         "limits.apply", "launcher.start", "networking.connect", "launcher.go"]
+         "limits.apply", "networking.connect", "launcher.start"]
 ERRORS = {"limits.check": NotEnforceable("cpus", "why", "remedy"), "templates.show": TemplateNotFound("bb"),
-          "launcher.start": StartFailed("no"), "launcher.go": StartFailed("no")}
+          "launcher.start": StartFailed("no")}
 OS_STEPS = ("tree.create", "tree.open", "devices.attach")
 
 
@@ -70,7 +71,7 @@ class World:
             devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
             networking=Networking(config), logs=Logs(f"{directory}/run"),
             filters=SimpleNamespace(fd=lambda _allow: -1))
-        for name, result in (("prepare", None), ("connect", [b"message"]), ("disconnect", None)):
+        for name, result in (("prepare", None), ("connect", ([], loopback_messages())), ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))
 
     def step(self, name):
@@ -100,13 +101,12 @@ class World:
         self.step("tree.remove")
         self.cgroups.discard(ve)
 
-    async def start(self, plan, _cgroup_fd, _filter_fd, configure):
+    async def start(self, plan, _cgroup_fd, _filter_fd):
         """As `Launcher.start`."""
         self.step("launcher.start")
-        await configure(SimpleNamespace(netns_fd=-1))
+        await asyncio.sleep(0)
         if self.wait:
             await self.wait.wait()
-        self.step("launcher.go")
         return Child("init", plan.name, 4711, 1, None)
 
 
@@ -162,7 +162,7 @@ def test_a_failure_at_each_step_is_undone(world, manager, step):
     done = world.done[:world.done.index(step) + 1]
     undone = world.done[len(done):]
     expected = []
-    if "launcher.start" in done:
+    if "networking.connect" in done:
         expected.append("networking.disconnect")
     if "tree.create" in done[:-1]:
         expected += ["kill", "tree.remove"]

@@ -8,13 +8,14 @@ one loop. A plan holds no descriptor and no secret, so a golden file of it can b
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from vemgr.core.layers import Template
 
 ID_COUNT = 65536
 USER_NAMESPACES = 128  # sandboxes of browsers and services need them, each one or two
+NETNS_FD = 30  # a number that is free in a set-up process, which has a dozen descriptors
 TTY_GROUP = 5  # the group of terminals in every distribution
 PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -141,9 +142,17 @@ class Console(Operation):
 
 @dataclass(frozen=True)
 class Network(Operation):
-    """Configure the VE's end of its network by netlink messages that the daemon adds when the link exists."""
+    """Make the VE's links, and configure its ends of them: rtnetlink messages, in base64.
+
+    `links` are sent on the host, with the VE's network namespace as descriptor `NETNS_FD`; `inside` in the VE.
+    """
 
     kind = "network"
+    links: str = ""
+    inside: str = ""
+
+    def describe(self) -> str:
+        return self.kind
 
 
 def _shown(name: str, value: Any) -> str:
@@ -184,6 +193,12 @@ class Plan:
         for word, number in ids.items():
             text = text.replace(f"{{{word}}}", str(number))
         return text
+
+    def with_network(self, links: str, inside: str) -> Plan:
+        """With the messages, which are known only when the host's side is there."""
+        *others, network = self.operations
+        assert isinstance(network, Network)
+        return replace(self, operations=(*others, Network(links, inside)))
 
     def describe_operation(self, number: int) -> str:
         """What an error names."""

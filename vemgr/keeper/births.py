@@ -8,7 +8,6 @@ network; the part before and the part after, which are ours, have `SETUP_BOUND` 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import signal
@@ -44,7 +43,6 @@ class Birth:
         self.child: Child | None = None
         self.failure: dict[str, Any] | None = None
         self.started = False
-        self.going = False
         self.ending = False  # the conversation is over, the status of `helper` is still to come
         self.timer: Timer | None = None
 
@@ -91,29 +89,16 @@ class Births:
         self._bound(birth, SETUP_BOUND if birth.kind == "init" else EXEC_BOUND)
 
     def give_up(self, asker: Connection) -> None:
-        """`asker` is gone: starts that wait for its network come to nothing, all else goes on."""
+        """`asker` is gone: its starts come to nothing, or are over by now, so that the next daemon finds each VE either
+        running or not. Commands go on."""
         for birth in list(self._births.values()):
-            if birth.asker is asker and birth.kind == "init" and not birth.going:
+            if birth.asker is asker and birth.kind == "init":
                 self._finish(birth)
 
     def abort(self, asker: Connection, id_: int) -> None:
         birth = self._births.get((asker, id_))
         if birth is not None:
             birth.failure = failure("set up", InterruptedError(4, "it was given up"))
-            self._finish(birth)
-
-    def go(self, asker: Connection, id_: int, messages: list[str]) -> None:
-        """The network is there, set up the rest."""
-        birth = self._births.get((asker, id_))
-        if birth is None:
-            return  # it has failed meanwhile, and the daemon is being told
-        birth.going = True
-        self._bound(birth, SETUP_BOUND)
-        try:
-            assert birth.program is not None
-            birth.program.go([base64.b64decode(message) for message in messages])
-        except (OSError, ValueError, TypeError) as error:
-            birth.failure = failure("pass on the network's configuration", error)
             self._finish(birth)
 
     def _bound(self, birth: Birth, seconds: float) -> None:
@@ -168,9 +153,6 @@ class Births:
             raise ValueError("a second process for one birth")
         child = birth.child = self._children.adopt(birth.kind, birth.ve, pid, fds[0])
         child.status_fd, birth.status_fd = birth.status_fd, -1
-        if birth.kind == "init":
-            self._unbound(birth)
-            birth.tell({"event": "cloned", "pid": pid, "start_time": child.started}, fds)
 
     def _conversation_ended(self, birth: Birth) -> None:
         if birth.well or birth.failure is not None or birth.helper.status is not None:

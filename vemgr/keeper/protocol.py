@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # A keeper outlives updates of the daemon. The daemon learns this number with the list of children.
-VERSION = 3
+VERSION = 4
 
 MESSAGE_BOUND = 200_000  # bytes of an encoded message; what both ends have room for, see `make_room`
 # Not in Python's socket module: SO_SNDBUF beyond net.core.wmem_max, for the privileged.

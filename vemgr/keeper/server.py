@@ -108,9 +108,6 @@ class Keeper:
         birth.status_fd = fds.pop(2)  # ours from now on
         self._births.begin(birth)
 
-    def _go(self, asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
-        self._births.go(asker, message["start"], message["messages"])
-
     def _abort(self, asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
         self._births.abort(asker, message["start"])
 
@@ -162,7 +159,7 @@ class Keeper:
 
 
 _REQUESTS: dict[str, Callable[[Keeper, Connection, dict[str, Any], list[int]], None]] = {
-    "start": Keeper._start, "go": Keeper._go, "abort": Keeper._abort, "exec": Keeper._exec, "list": Keeper._list,
+    "start": Keeper._start, "abort": Keeper._abort, "exec": Keeper._exec, "list": Keeper._list,
     "taken": Keeper._taken, "attach": Keeper._attach, "forget": Keeper._forget, "shutdown": Keeper._shutdown,
 }
 

@@ -12,9 +12,11 @@ Nothing here looks up a path inside the VE's tree except through openat2 with RE
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import secrets
+import socket
 import stat
 import struct
 from collections.abc import Callable
@@ -24,20 +26,19 @@ from vemgr.core import plan as operations
 from vemgr.core.plan import TTY_GROUP, Plan
 from vemgr.keeper import mounting
 from vemgr.keeper.program import ANY_ERROR, Data, Program, Register, encoded
+from vemgr.kernel import netlink
 from vemgr.kernel.mounts import MOUNT_ATTR
 from vemgr.kernel.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
-GO_ROOM = 16384  # bytes of netlink messages
 _ANSWER_ROOM = 4096
 _MANAGED = b"# written by vemgr at each start; remove this line to keep your own\n"
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 _DIRECTORY = _PATH_ONLY | os.O_DIRECTORY
-_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _SOL_NETLINK = 10, 11, 270
 
 
 class Setup:
@@ -319,25 +320,35 @@ class Setup:
         program.release(fd, count)
         return [opened, read, whole, equal]
 
-    def network(self, _operation: operations.Network) -> None:
-        """Waits for the daemon's messages: until here the link was made while all the rest was set up."""
+    def links(self, netns: Register) -> None:
+        """Make the VE's links: done first, as the only part that happens in the host's network namespace."""
+        number = len(self.plan.operations) - 1
+        network = self.plan.operations[number]
+        assert isinstance(network, operations.Network)
+        self.program.step(number)
+        if network.links:
+            self.program.call("dup3", netns, operations.NETNS_FD, os.O_CLOEXEC)
+            self._send_netlink(number, "links", network.links)
+            self.program.call("close", operations.NETNS_FD)
+        self.program.call("close", netns)
+
+    def network(self, operation: operations.Network) -> None:
+        self._send_netlink(self._number, "inside", operation.inside)
+
+    def _send_netlink(self, number: int, name: str, encoded_messages: str) -> None:
         program = self.program
-        messages, answer = program.room(GO_ROOM), program.room(_ANSWER_ROOM)
-        length = self._await_go(messages)
+
+        def content_of(plan: Plan) -> bytes:
+            return base64.b64decode(getattr(plan.operations[number], name))
+
+        messages, answer = program.parameter(room_for(encoded_messages), content_of), program.room(_ANSWER_ROOM)
+        length = program.number(lambda plan: len(content_of(plan)))
         with program.descriptor() as rtnl:
-            program.call("socket", 16, 3 | os.O_CLOEXEC, 0, into=rtnl)
-            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
-                program.call("setsockopt", rtnl, _SOL_NETLINK, option, program.constant(struct.pack("=i", 1)), 4)
+            program.call("socket", socket.AF_NETLINK, socket.SOCK_RAW | os.O_CLOEXEC, socket.NETLINK_ROUTE, into=rtnl)
+            for option in (netlink.NETLINK_CAP_ACK, netlink.NETLINK_EXT_ACK):
+                program.call("setsockopt", rtnl, netlink.SOL_NETLINK, option, program.constant(struct.pack("=i", 1)), 4)
             program.call("netlink", rtnl, messages, length, answer, _ANSWER_ROOM)
         program.release(length)
-
-    def _await_go(self, messages: Data) -> Register:
-        length = self.program.register()
-        self.program.call("read", Register((0,)), messages, GO_ROOM, into=length)
-        empty = self.program.call("same", length, 0)
-        self.program.call("exit", 1)  # the keeper has given up
-        self.program.expect(empty, errno.EINVAL)
-        return length
 
 
 def shape(plan: Plan) -> tuple[Any, ...]:
@@ -351,6 +362,8 @@ def _operation_shape(operation: operations.Operation) -> Any:
         return operation.target, operation.lowers, room_for(operation.data)
     if isinstance(operation, operations.WriteFile):
         return operation.path, operation.when, room_for(operation.content)
+    if isinstance(operation, operations.Network):
+        return room_for(operation.links) if operation.links else 0, room_for(operation.inside)
     return operation
 
 

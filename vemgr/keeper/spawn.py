@@ -3,8 +3,8 @@
 
     spawner --clone3--> set-up process --clone3(CLONE_PARENT)--> the VE's init; both are children of the keeper
 
-The set-up process reports `cloned` with the descriptors of init and its network namespace, makes the VE's mounts, waits
-for the network messages (`go`), sends the console, lets init go and ends. The channel ends with init's exec.
+The set-up process reports `cloned` with init's pidfd, makes the VE's links and mounts, sends the console, lets init go
+and ends. The channel ends with init's exec.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vemgr.core.plan import Plan
 from vemgr.keeper.init import append_init
 from vemgr.keeper.program import CGROUP, CHANNEL, Data, Encoded, Program, Register
 from vemgr.keeper.protocol import channel_pair
-from vemgr.keeper.setup import GO_ROOM, Setup, room_for, shape
+from vemgr.keeper.setup import Setup, room_for, shape
 from vemgr.keeper.spawner import Spawner
 from vemgr.kernel import libc, namespaces, netlink
 
@@ -56,15 +56,6 @@ class BirthProgram:
             raise
         finally:
             theirs.close()
-
-    def go(self, messages: list[bytes]) -> None:
-        """Give the set-up process its network messages. Raises `OSError`."""
-        last = len(messages)
-        data = b"".join(netlink.with_header(message, number, acknowledge=number == last)
-                        for number, message in enumerate(messages, start=1))
-        if len(data) > GO_ROOM:
-            raise OSError(errno.EMSGSIZE, "the VE has too many addresses and routes")
-        self.channel.send(data)
 
     def receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         """One report as a message, with its descriptors; (None, []) at the end of the conversation."""
@@ -115,9 +106,9 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
     pid, pidfd, go = _clone_init(program, plan, filter_)
     userns, netns = _identify(program, pid)
     program.step("clone")
-    _report(program, _CLONED, pid, (pidfd, netns))
-    program.call("close", netns)
+    _report(program, _CLONED, pid, (pidfd,))
     setup = Setup(program, plan, userns)
+    setup.links(netns)
     setup.stage()
     program.step("enter namespaces")
     program.call("setns", pidfd, namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS

@@ -66,10 +66,15 @@ class Requests:
         first = self._sequence + 1
         self._sequence += len(messages)
         awaited = acknowledged % len(messages)
-        data = b"".join(with_header(message, first + position, acknowledge=position == awaited)
-                        for position, message in enumerate(messages))
-        self._socket.send(data)
+        self._socket.send(batch(messages, first, awaited))
         check(self._socket, first, len(messages), awaited)
+
+
+def batch(messages: Sequence[bytes], first: int = 1, acknowledged: int = -1) -> bytes:
+    """Messages as one datagram, numbered from `first`; success is answered for one of them only."""
+    awaited = acknowledged % len(messages)
+    return b"".join(with_header(message, first + position, acknowledge=position == awaited)
+                    for position, message in enumerate(messages))
 
 
 def send_batch(messages: Sequence[bytes]) -> None:

@@ -31,7 +31,6 @@ DEFAULT_MTU = 1500
 WIDEST_CLAIM = 8
 #: A dump that links came or went under is torn, and marked so by the kernel.
 DUMP_ATTEMPTS = 10
-ATTACH_ATTEMPTS = 5
 
 
 class BridgeNetwork:
@@ -49,7 +48,6 @@ class BridgeNetwork:
         self.mac = mac_for(bridge, "bridge")
         self._index = 0
         self._ipr: Any = None
-        self._requests: netlink.Requests | None = None
 
     @property
     def opened(self) -> bool:
@@ -59,12 +57,8 @@ class BridgeNetwork:
         # groups=0: membership in multicast groups would queue every event of the host for a reader we do not have.
         self._ipr = AsyncIPRoute(groups=0, ext_ack=True)
         await self._ipr.setup_endpoint()
-        self._requests = netlink.Requests()
 
     def close(self) -> None:
-        if self._requests is not None:
-            self._requests.close()
-            self._requests = None
         if self._ipr is not None:
             self._ipr.close()
             self._ipr = None
@@ -110,21 +104,20 @@ class BridgeNetwork:
             write_setting(f"{settings}/{name}", value)
         await self._set_address(IPv6Interface(f"{gateway}/{prefixlen}"))
 
-    async def attach(self, host_ifname: str, netns_fd: int, end: End) -> None:
-        """Make a veth pair: host end on the bridge and up, `end` in the namespace of `netns_fd`.
+    async def make_way(self, host_ifname: str) -> None:
+        """Delete a host end of that name, left over of a VE whose namespace the kernel is still taking down."""
+        try:
+            socket.if_nametoindex(host_ifname)
+        except OSError:
+            return
+        await self._remove_leftover(host_ifname)
 
-        A host end of that name which is left over (of a VE whose namespace the kernel is still taking down) is
-        deleted first. Needs a successful `ensure_bridge` in this object's life.
-        """
-        for _ in range(ATTACH_ATTEMPTS):
-            try:
-                return self._newlink(host_ifname, netns_fd, end)
-            except OSError as error:
-                # Either the name is taken or, once in thousands of times, the index.
-                if error.errno not in (errno.EEXIST, errno.EBUSY):
-                    raise _failed("create link", host_ifname, error) from None
-                await self._remove_leftover(host_ifname)
-        raise SystemFailure(f"cannot create link {host_ifname}: its name keeps being taken", interface=host_ifname)
+    def birth(self, host_ifname: str, end: End) -> bytes:
+        """The message that makes a veth pair: host end on the bridge and up, `end` in a VE's namespace. Needs a
+        successful `ensure_bridge` in this object's life."""
+        if not self._index:
+            raise SystemFailure(f"there is no bridge {self.bridge} to attach {host_ifname} to")
+        return veth.birth(host_ifname, host_index=veth.random_host_index(), bridge_index=self._index, end=end)
 
     async def detach(self, host_ifname: str) -> None:
         """Delete a host end, and with it the VE's; not an error when it is gone.
@@ -233,12 +226,6 @@ class BridgeNetwork:
             raise SystemFailure(f"interface {host_ifname} is gone; restart the VE", interface=host_ifname)
         if link.get("master") != self._index:
             await self._do("link", "set", index=link["index"], master=self._index, state="up")
-
-    def _newlink(self, host_ifname: str, netns_fd: int, end: End) -> None:
-        if not self._index or self._requests is None:
-            raise SystemFailure(f"there is no bridge {self.bridge} to attach {host_ifname} to")
-        self._requests.send([veth.birth(
-            host_ifname, host_index=veth.random_host_index(), bridge_index=self._index, netns_fd=netns_fd, end=end)])
 
     async def _remove_leftover(self, host_ifname: str) -> None:
         """Delete a veth that is in the way, unless somebody else uses it on another bridge."""

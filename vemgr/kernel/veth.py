@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 
+from vemgr.core.plan import NETNS_FD
 from vemgr.kernel.netlink import attribute, message, number, text
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/veth.h
@@ -124,16 +125,16 @@ def inside_messages(ends: Sequence[End]) -> list[bytes]:
     return messages
 
 
-def birth(host_ifname: str, *, host_index: int, bridge_index: int, netns_fd: int, end: End) -> bytes:
-    """The request for a veth pair: the host end a port of the bridge and up, the peer `end` in the namespace of
-    `netns_fd`, with its name, MAC address, MTU and index.
+def birth(host_ifname: str, *, host_index: int, bridge_index: int, end: End) -> bytes:
+    """The request for a veth pair: the host end a port of the bridge and up, the peer `end` in the namespace that the
+    sender has as descriptor `NETNS_FD`, with its name, MAC address, MTU and index.
 
     The kernel heeds the peer's index only if the host end asks for one too (veth_newlink).
     """
     peer = b"".join((
         IFINFO.pack(socket.AF_UNSPEC, 0, end.index, 0, 0),
         text(IFLA_IFNAME, f"eth{end.link}"),
-        number(IFLA_NET_NS_FD, netns_fd),
+        number(IFLA_NET_NS_FD, NETNS_FD),
         attribute(IFLA_ADDRESS, bytes.fromhex(end.mac.replace(":", ""))),
         number(IFLA_MTU, end.mtu),
     ))

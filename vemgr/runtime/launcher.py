@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import errno
 import itertools
@@ -55,21 +54,6 @@ Reply = tuple[dict[str, Any], list[int]]
 @dataclass
 class _Pending:
     replies: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
-
-
-@dataclass(frozen=True)
-class Birth:
-    """A VE whose namespaces exist and whose set-up waits for its network. Close `pidfd` and `netns_fd`."""
-
-    request: int
-    pid: int
-    start_time: int
-    pidfd: int
-    netns_fd: int
-
-    def close(self) -> None:
-        os.close(self.pidfd)
-        os.close(self.netns_fd)
 
 
 class Launcher:
@@ -148,23 +132,11 @@ class Launcher:
             self._send({"id": number, "call": call, **values})
             return _succeeded((await self._answer(replies))[0])
 
-    async def start(self, plan: Plan, cgroup_fd: int, filter_fd: int,
-                    configure: Callable[[Birth], Any]) -> Child:
-        """Start a VE: its namespaces, then `await configure(birth)`, which returns netlink messages for the inside,
-        then the rest. Raises `StartFailed` naming the operation of the plan, or what `configure` raises."""
+    async def start(self, plan: Plan, cgroup_fd: int, filter_fd: int) -> Child:
+        """Start a VE. Raises `StartFailed` naming the operation of the plan."""
         with self._request() as (number, replies):
             self._send({"id": number, "call": "start", "plan": plan.to_json()}, [cgroup_fd, filter_fd])
             try:
-                message, fds = await self._answer(replies)
-                if message["event"] == "failed":
-                    raise _start_failure(plan.name, message)
-                birth = Birth(number, message["pid"], message["start_time"], *fds)
-                try:
-                    messages = await configure(birth)
-                finally:
-                    birth.close()
-                self._send({"id": next(self._numbers), "call": "go", "start": number,
-                            "messages": [base64.b64encode(m).decode() for m in messages]})
                 message, _ = await self._answer(replies)
             except BaseException:
                 with contextlib.suppress(VemgrError):
@@ -172,7 +144,7 @@ class Launcher:
                 raise
             if message["event"] == "failed":
                 raise _start_failure(plan.name, message)
-            return Child("init", plan.name, birth.pid, birth.start_time, None)
+            return Child("init", plan.name, message["pid"], message["start_time"], None)
 
     async def exec(self, ve: str, command: dict[str, Any], cgroup_fd: int, filter_fd: int, status_fd: int,
                    stdio: list[int]) -> int:

@@ -167,21 +167,21 @@ class Networking:
 
     # a VE's links
 
-    async def connect(self, ve: str, netns_fd: int, links: Sequence[Link],
-                      publish: tuple[Publication, ...]) -> list[bytes]:
-        """Give a VE's network namespace its links; returns the messages that configure its inside."""
+    async def connect(self, ve: str, links: Sequence[Link],
+                      publish: tuple[Publication, ...]) -> tuple[list[bytes], list[bytes]]:
+        """Prepare the host for a VE's links; returns the messages that make them, and those for their inside."""
         attachment = self._attachment(ve, links, publish)
         self._published.hold(attachment)
         self.attachments.put(attachment)
         # Before the links: until then, the ports could not send.
         self._permit(attachment)
         ends = self._ends(attachment)
+        births: list[bytes] = []
         for port, link, end in zip(attachment.ports, attachment.links, ends, strict=True):
-            await self._attach(self._bridges[link.network], port, netns_fd, end)
-        return inside_messages(ends)
-
-    async def _attach(self, bridge: BridgeNetwork, port: str, netns_fd: int, end: End) -> None:
-        await bridge.attach(port, netns_fd, end)
+            bridge = self._bridges[link.network]
+            await bridge.make_way(port)
+            births.append(bridge.birth(port, end))
+        return births, inside_messages(ends)
 
     def _attachment(self, ve: str, links: Sequence[Link], publish: tuple[Publication, ...]) -> Attachment:
         ports = tuple(host_ifname(ve, self._config.instance, number) for number in range(len(links)))

@@ -4,23 +4,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import errno
 import logging
 import os
 from dataclasses import replace
 
 from vemgr.core.config import Definition
-from vemgr.core.errors import CannotStop, SystemFailure, VemgrError
+from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, VemgrError
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.plan import Plan
+from vemgr.kernel.netlink import batch
 from vemgr.runtime import stopping
 from vemgr.runtime.instances import Instance, Parts
-from vemgr.runtime.launcher import Birth, Launcher
+from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.planning import make_plan
 
 log = logging.getLogger(__name__)
 
 _REMOVE_ATTEMPTS = 50
+_LAUNCH_ATTEMPTS = 5
+_TAKEN = (str(errno.EEXIST), str(errno.EBUSY))
 
 
 class Starter:
@@ -63,8 +68,7 @@ class Starter:
             cgroup_fd = await self._make_cgroup(definition, undo)
             if definition.links:
                 undo.push_async_callback(self._disconnect, definition.name)
-            child = await self._launcher.start(plan, cgroup_fd, parts.filters.fd(definition.settings.allow),
-                                               lambda birth: self._connect(definition, birth))
+            child = await self._launch(definition, plan, cgroup_fd)
             undo.pop_all()
             os.close(cgroup_fd)
         instance.began(child.pid)
@@ -91,11 +95,24 @@ class Starter:
         await self._parts.limits.apply(name, definition.settings)
         return fd
 
-    async def _connect(self, definition: Definition, birth: Birth) -> list[bytes]:
+    async def _launch(self, definition: Definition, plan: Plan, cgroup_fd: int) -> Child:
+        """Again where the random index of a link is taken, once in thousands of times, or still its name."""
+        filter_fd = self._parts.filters.fd(definition.settings.allow)
+        for attempt in range(1, _LAUNCH_ATTEMPTS + 1):
+            links, inside = await self._connect(definition)
+            try:
+                return await self._launcher.start(plan.with_network(_encoded(links), _encoded(inside)), cgroup_fd,
+                                                  filter_fd)
+            except StartFailed as failure:
+                taken = failure.facts.get("operation") == "network" and failure.facts.get("errno") in _TAKEN
+                if not taken or attempt == _LAUNCH_ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _connect(self, definition: Definition) -> tuple[list[bytes], list[bytes]]:
         if not definition.links:
-            return self._parts.networking.loopback_only()
-        return await self._parts.networking.connect(definition.name, birth.netns_fd, definition.links,
-                                                    definition.settings.publish)
+            return [], self._parts.networking.loopback_only()
+        return await self._parts.networking.connect(definition.name, definition.links, definition.settings.publish)
 
     async def _disconnect(self, name: str) -> None:
         with contextlib.suppress(VemgrError):
@@ -117,3 +134,7 @@ class Starter:
                 failure = error
                 await asyncio.sleep(0.005 * (attempt + 1))
         log.error("VE %s: its cgroup could not be removed: %s", name, failure)
+
+
+def _encoded(messages: list[bytes]) -> str:
+    return base64.b64encode(batch(messages)).decode() if messages else ""
