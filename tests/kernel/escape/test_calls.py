@@ -70,11 +70,11 @@ def test_what_else_is_refused_is_refused_by_the_kernel(vemgr, fresh, names, host
     inside = tried_in(vemgr, "--allow", ",".join(syscalls.ALLOWABLE))
     refused = syscalls.refusals(frozenset(syscalls.ALLOWABLE))
     differing = {names[number] for number in names if number <= syscalls.NEWEST and inside[number] != host[number]}
-    assert differing - set(refused) <= {"socket", "socketpair", "keyctl", "mount_setattr", "fsopen"}
+    assert differing - set(refused) <= {"socket", "socketpair"}
     opened = {name for refusal in syscalls.REFUSED if refusal.allow for name in refusal.names}
     by_name = {name: number for number, name in names.items()}
     for name in opened & set(by_name):
-        assert inside[by_name[name]] == host[by_name[name]] or name in {"keyctl", "fsopen", "mount_setattr"}, name
+        assert inside[by_name[name]] == host[by_name[name]], name
 
 
 I386 = r"""
