@@ -158,6 +158,14 @@ def test_a_file_of_the_daemon(disk, record):
         assert subnet == "10.78.0.0/16" or (not returned and subnet == "10.77.0.0/16")
 
 
+def test_what_is_left_of_a_replacement(tmp_path):
+    for name in ("a.new", "a", "new", "b.new.toml"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.new").mkdir()
+    durable.remove_unfinished(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["a", "b.new.toml", "c.new", "new"]
+
+
 def test_directories(disk, record):
     for returned, after in record(lambda: durable.make_directories(str(disk / "a/b/c"))):
         assert not returned or (after / "a/b/c").is_dir()

@@ -26,6 +26,7 @@ from vemgr.core.host import HostConfig
 from vemgr.daemon.service import DaemonService
 from vemgr.kernel.cgroups import CgroupTree, find_top
 from vemgr.kernel.devices import DevicePolicy
+from vemgr.kernel.durable import remove_unfinished
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.filters import Filters
@@ -73,6 +74,9 @@ class Daemon:
             with storage_errors(f"make {path}"):
                 os.makedirs(path, mode=0o700, exist_ok=True)
         lock = _lock(config)
+        for path in (config.state_dir, config.run_dir):
+            with storage_errors(f"tidy {path}"):
+                remove_unfinished(path)
         asyncio.get_running_loop().set_default_executor(started_pool(_WORKERS, "work"))
         children = await self._connect_keeper()
         parts = join(config, self._keeper_pid)

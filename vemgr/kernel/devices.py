@@ -7,6 +7,7 @@ One program serves every VE with the same rules, so a start costs one BPF_PROG_A
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -19,6 +20,7 @@ BPF_PROG_LOAD = 5
 BPF_CGROUP_DEVICE = 6
 BPF_F_ALLOW_MULTI = 2
 BPF_PROG_TYPE_CGROUP_DEVICE = 15
+_LOAD_ATTEMPTS = 5
 _ACCESS = {"m": 1, "r": 2, "w": 4}
 _TYPE = {"b": 1, "c": 2}
 
@@ -87,7 +89,7 @@ class DevicePolicy:
         licence = ctypes.create_string_buffer(b"GPL")
         attr = struct.pack("=IIQQIIQI", BPF_PROG_TYPE_CGROUP_DEVICE, (len(code) - 1) // 8,
                            ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0, 0)
-        self._fd = _bpf("bpf(BPF_PROG_LOAD)", BPF_PROG_LOAD, attr)
+        self._fd = _load(attr)
         os.set_inheritable(self._fd, False)
 
     def attach(self, cgroup_fd: int) -> None:
@@ -97,6 +99,14 @@ class DevicePolicy:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _load(attr: bytes) -> int:
+    for _ in range(_LOAD_ATTEMPTS - 1):
+        # The kernel's verifier gives up with EAGAIN when a signal arrives; libbpf tries again as often.
+        with contextlib.suppress(BlockingIOError):
+            return _bpf("bpf(BPF_PROG_LOAD)", BPF_PROG_LOAD, attr)
+    return _bpf("bpf(BPF_PROG_LOAD)", BPF_PROG_LOAD, attr)
 
 
 def _bpf(call: str, command: int, attr: bytes) -> int:

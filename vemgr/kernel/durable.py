@@ -80,6 +80,14 @@ def unfinished(path: str) -> str:
     return f"{path}.new"
 
 
+def remove_unfinished(directory: str) -> None:
+    """Delete what a `replace_file` that was killed has left in a directory that is all ours; only while none is at work.
+    Raises `OSError`."""
+    for entry in os.scandir(directory):
+        if entry.name.endswith(unfinished("")) and entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
+
+
 def make_directories(path: str, mode: int = 0o700) -> None:
     """Like os.makedirs, and what was made is there to stay. Raises `OSError`."""
     if os.path.isdir(path):
