@@ -81,8 +81,8 @@ def unfinished(path: str) -> str:
 
 
 def remove_unfinished(directory: str) -> None:
-    """Delete what a `replace_file` that was killed has left in a directory that is all ours; only while none is at work.
-    Raises `OSError`."""
+    """Delete what a `replace_file` that was killed has left in a directory that is all ours; only while none is at
+    work. Raises `OSError`."""
     for entry in os.scandir(directory):
         if entry.name.endswith(unfinished("")) and entry.is_file(follow_symlinks=False):
             os.unlink(entry.path)
