@@ -25,11 +25,12 @@ _AT_FDCWD = -100
 _COUNT_ROOM = 8
 
 
-def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_writer: Register) -> None:
-    """`go`: descriptor that gives one byte when the set-up is complete; its end alone means give up. The channel is
-    closed by exec, so its end without a report is success."""
+def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_writer: Register,
+                sysctls: Register) -> None:
+    """`sysctls`: a descriptor of the host's /proc/sys/user. `go`: one that gives one byte when the set-up is complete;
+    its end alone means give up. The channel is closed by exec, so its end without a report is success."""
     program.step("bound user namespaces")
-    _bound_user_namespaces(program)
+    _bound_user_namespaces(program, sysctls)
     program.step("wait for the set-up")
     program.call("close", go_writer)  # then nothing but these two and 0, 1, 2 is open: the spawner has no more itself
     count, ready = program.register(), program.room(8)
@@ -47,13 +48,15 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_w
         program.call("stay")
 
 
-def _bound_user_namespaces(program: Program) -> None:
+def _bound_user_namespaces(program: Program, sysctls: Register) -> None:
     """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it, which is the VE's from the
-    clone on. By the host's /proc, since the VE's own will be read-only."""
+    clone on. By the host's /proc, since the VE's own is read-only, and by a descriptor of it: the set-up process goes
+    on meanwhile, and its pivot changes what our paths mean."""
     with program.descriptor() as fd:
-        program.call("openat", _AT_FDCWD, b"/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
+        program.call("openat", sysctls, b"max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
         count = program.parameter(_COUNT_ROOM, lambda plan: str(plan.user_namespaces).encode().ljust(_COUNT_ROOM))
         program.call("write", fd, count, _COUNT_ROOM)
+    program.call("close", sysctls)
 
 
 def _enter_ve(program: Program) -> None:

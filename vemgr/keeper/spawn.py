@@ -136,15 +136,18 @@ def _clone_init(program: Program, plan: Plan, filter_: bytes) -> tuple[Register,
     program.call("load32", pipe, into=reader)
     program.call("load32", pipe.plus(4), into=writer)
     flags = _INIT_NAMESPACES | namespaces.CLONE_PARENT | namespaces.CLONE_PIDFD
+    sysctls = program.register()
+    program.call("openat", _AT_FDCWD, b"/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=sysctls)
     # Who makes a user namespace is charged for all that is counted per user in it: inotify instances, namespaces,
     # queued signals, message queues. That must not be the host's root, or one VE could use up what belongs to all.
     program.call("setresuid", -1, program.number(lambda plan: plan.id_base), -1)
     with program.forked(pid, flags, number):
-        append_init(program, plan, filter_, reader, writer)
+        append_init(program, plan, filter_, reader, writer, sysctls)
     program.step("clone")
     program.call("setresuid", -1, 0, -1)
     _protect(program)  # a change of ids has undone it
     program.call("close", reader)
+    program.call("close", sysctls)
     program.call("load32", number, into=pidfd)
     return pid, pidfd, writer
 
