@@ -65,15 +65,7 @@ class VECgroup(Controller):  # type: ignore[misc]
             return file.read().strip()
 
     def set_property(self, filename: bytes, value: object) -> None:
-        # One unbuffered write: the kernel takes each write as a whole command and answers with errno.
-        fd = os.open(self.filepath(filename), os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, str(value).encode())
-        except OSError as error:
-            error.filename = self.filepath(filename).decode()
-            raise
-        finally:
-            os.close(fd)
+        _command(self.filepath(filename).decode(), str(value))
 
     def has(self, filename: str) -> bool:
         return os.path.exists(self.filepath(filename.encode()))
@@ -101,7 +93,7 @@ class CgroupTree:
                 if controller in available and controller not in _words(f"{directory}/cgroup.subtree_control"):
                     # EBUSY: processes live in `parent` itself; the controller is then simply not there for VEs.
                     with contextlib.suppress(OSError):
-                        _write(f"{directory}/cgroup.subtree_control", f"+{controller}")
+                        _command(f"{directory}/cgroup.subtree_control", f"+{controller}")
         return frozenset(_words(f"{self.base}/cgroup.subtree_control")) & frozenset(CONTROLLERS)
 
     def __getitem__(self, ve: str) -> VECgroup:
@@ -121,8 +113,8 @@ class CgroupTree:
             for name in ("", *_DELEGATED):
                 os.chown(f"{path}/{name}", owner, owner)
             # Without bounds a VE could make a tree that takes the host minutes to remove, or is too deep to.
-            _write(f"{path}/cgroup.max.depth", str(_DEEPEST))
-            _write(f"{path}/cgroup.max.descendants", str(_MOST_DESCENDANTS))
+            _command(f"{path}/cgroup.max.depth", str(_DEEPEST))
+            _command(f"{path}/cgroup.max.descendants", str(_MOST_DESCENDANTS))
         except OSError:
             os.rmdir(path)
             raise
@@ -151,6 +143,21 @@ class CgroupTree:
             raise
         return bool(events.get("populated"))
 
+    def kill(self, ve: str) -> None:
+        """Kill all that is in it. Raises `OSError`, but not when it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            _command(f"{self.base}/{ve}/cgroup.kill", "1")
+
+    def remove_empty(self, ve: str) -> bool:
+        """Remove the cgroup if nothing is in it, neither a process nor another cgroup; whether it is gone."""
+        try:
+            os.rmdir(f"{self.base}/{ve}")
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
+
     def remove(self, ve: str) -> None:
         """Remove the cgroup and what the VE has made below it, bottom up. Raises `OSError` EBUSY while populated."""
         for directory, _, _ in os.walk(f"{self.base}/{ve}", topdown=False):
@@ -178,7 +185,7 @@ def find_top(keeper_pid: int, name: str) -> str:
     if place.endswith("/vemgr-keeper.service"):
         leaf = f"{mountpoint}{place}/keeper"
         os.makedirs(leaf, exist_ok=True)
-        _write(f"{leaf}/cgroup.procs", str(keeper_pid))
+        _command(f"{leaf}/cgroup.procs", str(keeper_pid))
         return f"{mountpoint}{place}"
     return f"{mountpoint}/{name}"
 
@@ -211,9 +218,16 @@ def _words(path: str) -> list[str]:
         return []
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+def _command(path: str, text: str) -> None:
+    """One unbuffered write: the kernel takes each write as a whole command and answers with errno."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
 
 
 def io_max_of(text: str, device: str) -> dict[str, str]:

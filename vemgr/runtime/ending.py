@@ -62,11 +62,14 @@ class Ender:
                 instance.state = State.RUNNING
             reason = await self._ask(instance, timeout)
         if reason != "clean":
-            await stopping.kill_all(self._parts.tree, instance.name)
+            stopping.kill(self._parts.tree, instance.name)
         try:
-            await asyncio.wait_for(instance.ended.wait(), _REAP)
+            # The kernel ends an init only when all processes of its pid namespace have ended (pid_namespaces(7)).
+            async with asyncio.timeout(_REAP):
+                await instance.ended.wait()
         except TimeoutError:
-            raise CannotStop(f"VE {instance.name} cannot be stopped: its init does not die",
+            raise CannotStop(f"VE {instance.name} cannot be stopped: its processes do not die",
+                             remedy="look for state D in ps; a hung disk or network file system holds them",
                              ve=instance.name) from None
         await self._tidy(instance)
         return "clean" if reason == "clean" else f"killed: {reason}"
@@ -118,7 +121,16 @@ class Ender:
     # what the keeper reports
 
     def on_exit(self, child: Child) -> None:
-        self.in_background(self._after_exit(child))
+        instance = self._instances.find(child.ve)
+        if instance is not None and instance.stopping and instance.pid == child.pid:
+            self._note_end(instance, child)  # the verb tidies up: nothing to wait for here
+            self._launcher.taken(child)
+        else:
+            self.in_background(self._after_exit(child))
+
+    def _note_end(self, instance: Instance, child: Child) -> None:
+        instance.last_exit = describe_exit(child.status or 0)
+        instance.ended.set()
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -148,16 +160,13 @@ class Ender:
         instance = self._instances.find(child.ve)
         if instance is None or instance.pid != child.pid:
             return
-        status = child.status or 0
-        instance.last_exit = describe_exit(status)
-        instance.ended.set()
-        if instance.stopping:
-            return  # the verb tidies up
+        self._note_end(instance, child)
         async with instance.lock:
             if not instance.running or instance.pid != child.pid:
                 return
             log.info("VE %s ended by itself: %s", instance.name, instance.last_exit)
             await self._tidy(instance)
+            status = child.status or 0
             instance.restarting = os.WIFSIGNALED(status) and os.WTERMSIG(status) == REBOOT
         if instance.definition.ephemeral:
             await self.discard(instance.name)

@@ -139,10 +139,13 @@ class Instances:
         instance = self.get(name)
         if instance.lock.locked() and instance.verb:
             raise Locked(f"VE {name}", instance.verb)
-        try:
-            await asyncio.wait_for(instance.lock.acquire(), _TIDY)
-        except TimeoutError:
-            raise Locked(f"VE {name}", "tidy up") from None
+        if instance.lock.locked():
+            try:
+                await asyncio.wait_for(instance.lock.acquire(), _TIDY)
+            except TimeoutError:
+                raise Locked(f"VE {name}", "tidy up") from None
+        else:
+            await instance.lock.acquire()  # at once; wait_for would make a task of it
         try:
             if not self.holds(instance):
                 raise NoSuchVE(name)

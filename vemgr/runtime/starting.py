@@ -12,7 +12,7 @@ import os
 from dataclasses import replace
 
 from vemgr.core.config import Definition
-from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, VemgrError
+from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, TemplateNotFound, VemgrError
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.plan import Plan
 from vemgr.kernel.netlink import batch
@@ -37,6 +37,8 @@ class Starter:
     async def template(self, name: str) -> Template:
         """Raises `TemplateNotFound`, `TemplateUnusable`, `BadValue`."""
         if name != HOST_TEMPLATE:
+            return self._parts.templates.show(name)
+        with contextlib.suppress(TemplateNotFound):
             return self._parts.templates.show(name)
         async with self._host_template:  # whoever comes first makes it, the others wait
             return await asyncio.to_thread(self._parts.templates.host)
@@ -75,8 +77,7 @@ class Starter:
         log.info("VE %s started, process %d", definition.name, child.pid)
         if not definition.started:
             instance.definition = replace(definition, started=True)
-            with contextlib.suppress(VemgrError):  # a full disk: /etc/hosts will be written once more, no harm
-                await asyncio.to_thread(parts.store.save, instance.definition)
+            parts.store.mark_started(definition.name)
 
     async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup with device policy and limits, as a descriptor to be born into."""
@@ -120,6 +121,8 @@ class Starter:
 
     async def remove_cgroup(self, name: str) -> None:
         """Kill what is left in a VE's cgroup and remove it; what resists is logged and left to the next daemon."""
+        if self._parts.tree.remove_empty(name):
+            return  # as nearly always: init has ended last, and most VEs make no cgroups of their own
         failure: Exception | None = None
         for attempt in range(_REMOVE_ATTEMPTS):
             try:

@@ -51,11 +51,16 @@ def _name(signum: int) -> str:
     return signal.Signals(signum).name
 
 
+def kill(tree: CgroupTree, ve: str) -> None:
+    """Kill everything in a VE's cgroup. Raises `SystemFailure`; then nothing is killed."""
+    with _asking(f"stop VE {ve}"):
+        tree.kill(ve)
+
+
 async def kill_all(tree: CgroupTree, ve: str) -> None:
     """Kill everything in a VE's cgroup and wait until it is empty. Raises `CannotStop`, and `SystemFailure` when the
     kernel cannot be asked; then nothing is killed."""
-    with _asking(f"stop VE {ve}"), contextlib.suppress(FileNotFoundError):
-        tree[ve].kill = True
+    kill(tree, ve)
     deadline = time.monotonic() + _EMPTY
     while _populated(tree, ve):
         if time.monotonic() >= deadline:

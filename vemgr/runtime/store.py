@@ -14,6 +14,7 @@ import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import tomlkit
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 _READABLE = (1, FORMAT)  # 1: one link, to the network "bridge", with its address under `address`
+_STARTED = "started"  # a file beside the definition
 _HIGHEST_ID = 1 << 32
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -65,7 +67,7 @@ class Store:
                 raise NoSuchVE(name) from None
             raise
         try:
-            return _parse(name, text)
+            return self._marked(_parse(name, text))
         except (KeyError, ValueError, TypeError) as error:
             raise Broken(f"the definition of VE {name} cannot be read: {error}", remedy=f"mend {path}",
                          path=path) from error
@@ -113,6 +115,17 @@ class Store:
         path = f"{self.path(definition.name)}/config.toml"
         with storage_errors(f"save the definition of VE {definition.name}"):
             replace_file(path, _render(definition, _existing(path)))
+
+    def _marked(self, definition: Definition) -> Definition:
+        if definition.started or not os.path.exists(f"{self.path(definition.name)}/{_STARTED}"):
+            return definition
+        return replace(definition, started=True)
+
+    def mark_started(self, name: str) -> None:
+        """Remember that a VE has been started: by a file, since saving the definition takes as long as the start did.
+        If a crash or a full disk takes the mark away, /etc/hosts is written once more, which does no harm."""
+        with suppress(OSError), open(f"{self.path(name)}/{_STARTED}", "wb"):
+            pass
 
     def trees(self, definition: Definition, count: int) -> bool:
         """Have the directories for the VE's own writes: data/N/{upper,work} for each tree of its template. Returns
