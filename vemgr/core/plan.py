@@ -7,6 +7,7 @@ one loop. A plan holds no descriptor and no secret, so a golden file of it can b
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -266,11 +267,12 @@ def root_operations(template: Template, data: str) -> list[Operation]:
     return layers + overlays
 
 
-def kernel_operations() -> list[Operation]:
+@functools.cache
+def kernel_operations() -> tuple[Operation, ...]:
     """/proc, /sys, /dev and the temporary file systems, the same for every VE."""
     quiet = ("nosuid", "nodev", "noexec")
     owner = (("uid", "{base}"), ("gid", "{base}"))
-    return [
+    return (
         Filesystem("proc", "proc", flags=quiet),
         # Programs may ping without a set-uid helper; the range is that of the VE's own groups.
         Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
@@ -293,4 +295,4 @@ def kernel_operations() -> list[Operation]:
         Filesystem("mqueue", "dev/mqueue", flags=quiet),
         Filesystem("tmpfs", "run", (("mode", "755"), ("size", "20%"), *owner), ("nosuid", "nodev")),
         Console(),
-    ]
+    )

@@ -250,6 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="vemgrd", description="The vemgr daemon.")
     parser.add_argument("--config", default=DEFAULT_PATH, help="host configuration (default: %(default)s)")
     options = parser.parse_args()
+    # Howto of the standard library, "Optimization": what our format does not show is not looked for, line by line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(_main(load_config(options.config)))

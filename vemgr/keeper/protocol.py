@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import json
@@ -18,6 +19,9 @@ VERSION = 4
 MESSAGE_BOUND = 200_000  # bytes of an encoded message; what both ends have room for, see `make_room`
 # Not in Python's socket module: SO_SNDBUF beyond net.core.wmem_max, for the privileged.
 _SO_SNDBUFFORCE = 32
+_FD = array.array("i")
+# One for all messages: a new one of this size for each takes seven times as long as to receive it.
+_buffer = memoryview(bytearray(MESSAGE_BOUND))
 _ID = re.compile(rb'\{"id": (\d{1,18})[,}]')
 
 
@@ -62,10 +66,14 @@ def receive(channel: socket.socket, most_fds: int = 8) -> tuple[dict[str, Any] |
     it as can be told, so that who has asked for something can be answered: EMFILE when we have no descriptor free
     (the kernel drops them), EMSGSIZE when it is longer than ours may be, EBADMSG when it is no JSON object.
     """
-    data, fds, flags, _ = socket.recv_fds(channel, MESSAGE_BOUND, most_fds, socket.MSG_CMSG_CLOEXEC)
-    if not data:
+    size, ancillary, flags, _ = channel.recvmsg_into([_buffer], socket.CMSG_LEN(most_fds * _FD.itemsize),
+                                                     socket.MSG_CMSG_CLOEXEC)
+    fds = [fd for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+           for fd in array.array("i", data[:len(data) - len(data) % _FD.itemsize])]
+    if not size:
         _close(fds)
         return None, []
+    data = bytes(_buffer[:size])
     damage = errno.EMSGSIZE if flags & socket.MSG_TRUNC else errno.EMFILE if flags & socket.MSG_CTRUNC else 0
     message = _decode(data)
     if message is None:

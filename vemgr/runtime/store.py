@@ -47,6 +47,7 @@ class Store:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
+        self._read: dict[str, tuple[tuple[int, ...], Definition]] = {}  # as they were in the files
         with storage_errors("make the state directory"):
             make_directories(directory)
 
@@ -60,14 +61,23 @@ class Store:
     def load(self, name: str) -> Definition:
         path = f"{self.path(name)}/config.toml"
         try:
-            with storage_errors(f"read the definition of VE {name}"), open(path, encoding="utf-8") as file:
-                text = file.read()
+            with storage_errors(f"read the definition of VE {name}"):
+                # Each start asks, since an administrator may have edited the file; to read it when nobody has would be
+                # the longest of all that the daemon does for a start.
+                version = _version(os.stat(path))
+                known = self._read.get(name)
+                if known is not None and known[0] == version:
+                    return self._marked(known[1])
+                with open(path, encoding="utf-8") as file:
+                    text = file.read()
         except SystemFailure as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise NoSuchVE(name) from None
             raise
         try:
-            return self._marked(_parse(name, text))
+            definition = _parse(name, text)
+            self._read[name] = version, definition
+            return self._marked(definition)
         except (KeyError, ValueError, TypeError) as error:
             raise Broken(f"the definition of VE {name} cannot be read: {error}", remedy=f"mend {path}",
                          path=path) from error
@@ -164,6 +174,7 @@ class Store:
     def remove(self, name: str) -> str:
         """Take a VE out of sight in one step, so that a crash leaves no half VE; returns what is then to be purged."""
         gone = f"{self.directory}/.{name}.{secrets.token_hex(4)}.removed"
+        self._read.pop(name, None)
         with storage_errors(f"remove VE {name}"), suppress(FileNotFoundError):  # somebody has deleted it by hand
             rename_durably(self.path(name), gone)
         return gone
@@ -203,6 +214,11 @@ def storage_errors(what: str) -> Iterator[None]:
             raise NoSpace(f"cannot {what}: no space left on the disk", remedy="free some space or inodes",
                           path=path, errno=code) from error
         raise SystemFailure(f"cannot {what}: {error.strerror or error}", path=path, errno=code) from error
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with the content of a file."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _parse(name: str, text: str) -> Definition:
