@@ -4,6 +4,7 @@
 import contextlib
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ async def host_with_a_ve():
             await net.ensure_ipv6(stage.GATEWAY6, 64)
             enable_forwarding6()
             end = stage.end(address6=f"{stage.VE6}/64", gateway6=stage.GATEWAY6)
-            await net.attach("ve1", ve.fd, end)
+            await stage.attach(net, "ve1", ve, end)
             stage.send_inside(ve, inside_messages([end]))
             yield world, ve, net
 
@@ -129,7 +130,7 @@ async def ves_see_each_other_s_own_addresses():
 async def another(net, firewall, other):
     """A second VE on the bridge."""
     end = stage.end(mac=OTHER_MAC, address="10.77.0.3/20", address6="fd77::3/64", gateway6=stage.GATEWAY6)
-    await net.attach("ve2", other.fd, end)
+    await stage.attach(net, "ve2", other, end)
     stage.send_inside(other, inside_messages([end]))
     assert firewall.add(own_elements("ve2", OTHER_MAC, ("10.77.0.3", "fd77::3")))
 
@@ -195,6 +196,57 @@ async def a_foreign_source_address_is_dropped():
                 file.write(str(rp_filter))
             ve.run("ping", "-c1", "-W1", "-I", "203.0.113.9", stage.OUTSIDE, code=1)
             assert seen in nft("list", "table", "inet", "watch")
+
+
+#: As root in a VE: frames to all addresses that a bridge treats apart, each from the MAC address of another VE: an ARP
+#: request and a UDP packet from an address that is nobody's here. Then a word that says that it is done.
+NEIGHBOUR_FRAMES = """
+import socket, struct, sys
+gateway, stranger, mac = socket.inet_aton(sys.argv[1]), socket.inet_aton("192.0.2.9"), bytes.fromhex(sys.argv[2])
+udp = struct.pack("!HHHH", 53, 7000, 13, 0) + b"false"
+ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, stranger, gateway)
+total = sum(struct.unpack("!10H", ip))
+ip = ip[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xffff) + ip[12:]
+arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, stranger, bytes(6), gateway)
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    for last in range(16):
+        for kind, content in ((0x0800, ip + udp), (0x0806, arp)):
+            raw.send(bytes((1, 0x80, 0xc2, 0, 0, last)) + mac + struct.pack("!H", kind) + content.ljust(46, b"\\0"))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+    plain.sendto(b"done", (sys.argv[1], 7000))
+"""
+
+
+async def frames_to_the_bridge_s_neighbours_meet_the_rules():
+    """The kernel takes them in before the bridge's prerouting: past the rules against false addresses."""
+    async with host_with_a_ve() as (_, ve, net):
+        Firewall(TABLE).ensure(PLAIN, OWN)
+
+        def effects():
+            """What the host receives, whom it thinks to be there, and where the other VE's frames would go."""
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+                host.bind(("0.0.0.0", 7000))
+                host.settimeout(5)
+                ve.python(NEIGHBOUR_FRAMES, stage.GATEWAY, OTHER_MAC.replace(":", ""))
+                received = set()
+                while b"done" not in received:
+                    received.add(host.recv(99))
+            neighbours, learned = (
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                for command in (["ip", "neigh", "show", "192.0.2.9"], ["bridge", "fdb", "show"])
+            )
+            return b"false" in received, bool(neighbours), OTHER_MAC in learned
+
+        assert effects() == (False, False, False)
+        await net.ensure_bridge(stage.GATEWAY, stage.PREFIXLEN)
+        assert effects() == (False, False, False)
+        # The rules keep them out where the bridge does not help, but for what it learns.
+        stage.ip("link", "set", stage.BRIDGE, "type", "bridge", "group_fwd_mask", "0")
+        assert effects() == (False, True, False)
+        nft("flush", "chain", "inet", TABLE, "guard")
+        stage.ip("link", "set", stage.BRIDGE, "type", "bridge", "no_linklocal_learn", "0")
+        assert effects() == (True, True, True)
 
 
 async def ensure_twice_is_ensure_once():
@@ -268,7 +320,8 @@ async def no_descriptor_is_left():
 @pytest.mark.parametrize("scenario", [
     ves_reach_outside_with_the_host_s_address, ves_see_each_other_s_own_addresses,
     host_reaches_its_own_gateway_address_unmasked, questions_reach_the_resolver_on_the_loopback,
-    ves_do_not_reach_the_host_s_loopback, a_foreign_source_address_is_dropped, ensure_twice_is_ensure_once,
+    ves_do_not_reach_the_host_s_loopback, a_foreign_source_address_is_dropped,
+    frames_to_the_bridge_s_neighbours_meet_the_rules, ensure_twice_is_ensure_once,
     remove_leaves_nothing, tables_of_others_stay, foreign_table_of_our_name_is_refused,
     a_refused_transaction_changes_nothing, no_descriptor_is_left,
 ], ids=lambda scenario: scenario.__name__)

@@ -87,6 +87,7 @@ class BridgeNetwork:
             link = await self._link(self.bridge)
         self._index = self._own_bridge(link)["index"]
         self._protect_host()
+        self._guard_bridge()
         await self._do("link", "set", index=self._index, mtu=mtu)
         await self._set_address(IPv4Interface(f"{gateway}/{prefixlen}"))
         await self._do("link", "set", index=self._index, state="up")
@@ -192,6 +193,12 @@ class BridgeNetwork:
         if has_setting(ipv6):
             # A router advertisement from the bridge would become the host's default route (CVE-2020-13401).
             write_setting(f"{ipv6}/accept_ra", 0)
+
+    def _guard_bridge(self) -> None:
+        try:
+            netlink.send_batch([veth.bridge_guard(self._index)])
+        except OSError as error:
+            raise _failed("guard bridge", self.bridge, error) from None
 
     async def disable_ipv6(self) -> None:
         """For a network without IPv6: the host's services would be reachable by the bridge's link-local address."""

@@ -86,8 +86,8 @@ class Rules:
 
 def ruleset(table: str, rules: Rules, elements: Iterable[Element] = ()) -> str:
     """The transaction that makes both tables of this name what `rules` say, whatever they were. Pure."""
-    inet = [_guard(), _redirect(rules), _local(), _published(), _forward(), _masquerade(rules)]
-    bridge = [_ports(rules), _own(), _neighbours()]
+    inet = [_guard(rules), _redirect(rules), _local(), _published(), _forward(), _masquerade(rules)]
+    bridge = [_ports(rules), _to_host(rules), _own(), _neighbours()]
     return (
         removal(table)
         + _table("inet", table, _networks(rules) + _empty_sets("inet") + "\n".join(inet))
@@ -142,13 +142,18 @@ def _set(name: str, type_: str, elements: list[str]) -> str:
     return f"\tset {name} {{\n\t\ttype {type_}\n{listed}\t}}\n"
 
 
-def _guard() -> str:
+def _guard(rules: Rules) -> str:
     """What a VE may not send at all. Before the redirect, whose result looks the same as what is dropped here.
+
+    What a VE sends comes by its bridge. By its port come frames that the kernel gives to the host past the rules of
+    the bridge (`veth.bridge_guard`), and everything when somebody has taken the port off its bridge: nobody has
+    looked at the addresses of either.
 
     Redirects to and from the host's loopback need route_localnet on the bridge, with which a VE's own packets to the
     host's 127.0.0.0/8, and such that claim to come from there, would be delivered.
     """
     return _chain("guard", [
+        f'iifname "{rules.port_prefix}*" iifname != @bridges drop',
         f"iifname @bridges ip daddr {_LOOPBACK} drop",
         f"iifname @bridges ip saddr {_LOOPBACK} drop",
     ], "type filter hook prerouting priority raw; policy accept;")
@@ -222,6 +227,13 @@ def _ports(rules: Rules) -> str:
     """Of all ports of bridges, those of VEs are looked at. Before br_netfilter, so that nothing sees a false packet."""
     return _chain("from_port", [f'iifname "{rules.port_prefix}*" goto own'],
                   "type filter hook prerouting priority -300; policy accept;")
+
+
+def _to_host(rules: Rules) -> str:
+    """Of the frames to neighbours of the bridge those that cannot be forwarded come by here, not by prerouting."""
+    return _chain("to_host", [
+        f'iifname "{rules.port_prefix}*" ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop',
+    ], "type filter hook input priority -200; policy accept;")
 
 
 def _own() -> str:

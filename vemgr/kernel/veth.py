@@ -25,6 +25,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 17, 19, 2
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
+IFLA_BR_GROUP_FWD_MASK, IFLA_BR_MULTI_BOOLOPT, BR_BOOLOPT_NO_LL_LEARN = 9, 46, 0
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
@@ -146,6 +147,22 @@ def birth(host_ifname: str, *, host_index: int, bridge_index: int, end: End) -> 
         number(IFLA_MTU, end.mtu),
         attribute(IFLA_LINKINFO, info),
     )), NLM_F_CREATE | NLM_F_EXCL)
+
+
+def bridge_guard(bridge_index: int) -> bytes:
+    """The message that closes a way around the rules of a bridge: frames to its neighbours, 01:80:c2:00:00:00 to :0f.
+
+    The kernel takes these in before the prerouting hook. It learned any source address from them, with which a VE took
+    over what was meant for another, and gave them to the host as if they came from a plain interface: router
+    advertisements, and packets from any address. Now those that may be are forwarded, so that they meet the rules.
+    What is left (pauses and, where somebody turns it on, spanning tree) teaches the bridge nothing.
+    """
+    every = 0xFFF8  # all but the three that IEEE 802.1D lets no bridge forward; spanning tree passes while it is off
+    no_learning = 1 << BR_BOOLOPT_NO_LL_LEARN
+    data = (attribute(IFLA_BR_GROUP_FWD_MASK, struct.pack("=H", every))
+            + attribute(IFLA_BR_MULTI_BOOLOPT, struct.pack("=II", no_learning, no_learning)))
+    info = text(IFLA_INFO_KIND, "bridge") + attribute(IFLA_INFO_DATA, data)
+    return message(RTM_NEWLINK, IFINFO.pack(socket.AF_UNSPEC, 0, bridge_index, 0, 0) + attribute(IFLA_LINKINFO, info))
 
 
 def random_host_index() -> int:
