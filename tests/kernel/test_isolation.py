@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vemgr.core.plan import CAPABILITIES, ID_COUNT
+from vemgr.core.ids import ID_COUNT
+from vemgr.core.plan import CAPABILITIES
 from vemgr.kernel.capabilities import NAMES
 
 

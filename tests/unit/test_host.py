@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from vemgr.core.errors import BadParameter, BadValue, NotEnoughResources
 from vemgr.core.host import HostConfig, allocate_ids
-from vemgr.core.plan import ID_COUNT
+from vemgr.core.ids import ID_COUNT
 
 
 def test_defaults_and_keys():

@@ -15,6 +15,7 @@ from typing import Any
 
 from vemgr.core import resources as units
 from vemgr.core.errors import BadParameter, BadValue
+from vemgr.core.ids import USER_NAMESPACES
 from vemgr.core.links import (
     Link,
     Publication,
@@ -25,7 +26,6 @@ from vemgr.core.links import (
     show_links,
     show_publications,
 )
-from vemgr.core.plan import USER_NAMESPACES
 from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vemgr.core.errors import BadParameter, BadValue, NotEnoughResources
+from vemgr.core.ids import ID_COUNT
 from vemgr.core.networks import KEYS, NetworkConfig, parse_networks
-from vemgr.core.plan import ID_COUNT
 
 # systemd leaves 1879048192 to 2147483647 to nobody (systemd.io/UIDS-GIDS): 4,096 ranges that no adduser, no
 # /etc/subuid default and no nspawn uses.

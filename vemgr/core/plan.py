@@ -12,10 +12,9 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+from vemgr.core.ids import ID_COUNT, USER_NAMESPACES
 from vemgr.core.layers import Template
 
-ID_COUNT = 65536
-USER_NAMESPACES = 128  # sandboxes of browsers and services need them, each one or two
 NETNS_FD = 30  # a number that is free in a set-up process, which has a dozen descriptors
 TTY_GROUP = 5  # the group of terminals in every distribution
 PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

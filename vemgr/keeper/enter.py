@@ -23,7 +23,8 @@ import termios
 from dataclasses import dataclass
 from typing import NoReturn
 
-from vemgr.core.plan import CAPABILITIES, ID_COUNT, PAYLOAD_ENVIRONMENT
+from vemgr.core.ids import ID_COUNT
+from vemgr.core.plan import CAPABILITIES, PAYLOAD_ENVIRONMENT
 from vemgr.keeper import confine
 from vemgr.keeper.protocol import channel_pair, failure, send
 from vemgr.keeper.setup import TIOCGPTPEER, TIOCSPTLCK

@@ -22,8 +22,8 @@ from tomlkit.exceptions import ParseError
 
 from vemgr.core.config import Definition, check_name, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
+from vemgr.core.ids import ID_COUNT
 from vemgr.core.links import Link, parse_address, parse_links, show_links
-from vemgr.core.plan import ID_COUNT
 from vemgr.kernel.durable import make_directories, rename_durably, replace_file, unfinished
 from vemgr.kernel.removal import remove_tree
 
