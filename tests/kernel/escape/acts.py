@@ -106,7 +106,7 @@ def unshare(flags):
 
 def place():
     """A new directory of our own."""
-    return tempfile.mkdtemp(prefix="act-", dir="/tmp")
+    return tempfile.mkdtemp(prefix="act-", dir=PARAMETERS["tmp"])
 
 
 def refuse(why):
@@ -286,7 +286,7 @@ def mount_devtmpfs():
 @act("disk images parsed by the kernel", "ENODEV")
 def mount_disk_image():
     own_mounts()
-    with tempfile.NamedTemporaryFile(dir="/tmp") as image:
+    with tempfile.NamedTemporaryFile(dir=PARAMETERS["tmp"]) as image:
         try:
             mount(image.name, place(), "ext4")
         except OSError as error:
@@ -514,7 +514,7 @@ def marker():
 def chroot_twice():
     inner = place()
     if PARAMETERS["control"]:
-        os.chroot("/tmp")
+        os.chroot(PARAMETERS["tmp"])
         os.chdir("/")
         inner = f"/{os.path.basename(inner)}"
     os.chroot(inner)
@@ -736,7 +736,7 @@ def set_clock_the_old_way():
 
 @act("swapon(2)")
 def swap_on():
-    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
+    with tempfile.NamedTemporaryFile(dir=PARAMETERS["tmp"]) as file:
         file.truncate(1 << 16)
         return reached({"EINVAL"}, "swapon", file.name.encode(), 0)
 

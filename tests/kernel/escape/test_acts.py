@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -58,15 +59,18 @@ def attacker(vemgr):
 @pytest.fixture(scope="module")
 def inside(vemgr, attacker, parameters):
     vemgr("exec", attacker, "--", "sh", "-c", "cat > /root/acts.py", input=ACTS_FILE.read_text())
-    told = vemgr.out("exec", attacker, "--", PYTHON, "/root/acts.py", json.dumps({"control": False, **parameters}))
+    parameters = {"control": False, "tmp": "/tmp", **parameters}
+    told = vemgr.out("exec", attacker, "--", PYTHON, "/root/acts.py", json.dumps(parameters))
     return results_of(told)
 
 
 @pytest.fixture(scope="module")
 def outside(parameters):
-    command = ["unshare", "--mount", "--propagation", "private", "--uts", "--ipc", PYTHON, str(ACTS_FILE),
-               json.dumps({"control": True, "victim": parameters["host-pid"], **parameters})]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=200, start_new_session=True)
+    with tempfile.TemporaryDirectory() as tmp:
+        parameters = {"control": True, "tmp": tmp, "victim": parameters["host-pid"], **parameters}
+        command = ["unshare", "--mount", "--propagation", "private", "--uts", "--ipc", PYTHON, str(ACTS_FILE),
+                   json.dumps(parameters)]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=200, start_new_session=True)
     assert told.returncode == 0, told.stderr
     return results_of(told.stdout)
 
