@@ -105,6 +105,13 @@ class BridgeNetwork:
             write_setting(f"{settings}/{name}", value)
         await self._set_address(IPv6Interface(f"{gateway}/{prefixlen}"))
 
+    def gone(self) -> bool:
+        """Whether somebody has deleted the bridge since `ensure_bridge`. Costs a few microseconds."""
+        try:
+            return socket.if_nametoindex(self.bridge) != self._index
+        except OSError:
+            return True
+
     async def make_way(self, host_ifname: str) -> None:
         """Delete a host end of that name, left over of a VE whose namespace the kernel is still taking down."""
         try:

@@ -19,6 +19,7 @@ from vemgr.kernel.firewall import Firewall
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.ruleset import Rules, Zone
 from vemgr.kernel.sysctl import has_ipv6
+from vemgr.kernel.table_watch import TableWatch
 from vemgr.kernel.veth import End, host_ifname, inside_messages, loopback_messages, port_prefix
 from vemgr.runtime.attachments import Attachment, Attachments
 from vemgr.runtime.forwarding import Forwarding
@@ -42,6 +43,7 @@ class Networking:
         self._prefix = port_prefix(config.instance)
         self._bridges = {network.name: BridgeNetwork(network.bridge, self._prefix) for network in config.networks}
         self._firewall: Firewall | None = None
+        self._watch: TableWatch | None = None
         self._subnets: dict[str, Subnets] = {}
         self._prepared: set[str] = set()  # networks whose bridge is there; with any, the tables are too
         self._changing = asyncio.Lock()  # two first VEs at once: one of them makes the network, the other waits
@@ -148,28 +150,57 @@ class Networking:
             self._firewall = Firewall(self._config.table)
         zones = tuple(_zone(network) for network in self._subnets.values())
         elements = [element for attachment in self.attachments for element in attachment.elements()]
+        if self._watch is None:
+            self._watch = TableWatch(self._config.table)
+            asyncio.get_running_loop().add_reader(self._watch, self._on_tables_changed, self._watch)
         self._firewall.ensure(Rules(zones, self._prefix, self._resolver()), elements)
+        self._watch.removed()  # what we have done ourselves
 
-    async def restore(self) -> None:
-        """Put everything right that somebody else has changed: bridges, ports on them, addresses, tables."""
+    def _on_tables_changed(self, watch: TableWatch) -> None:
+        """Somebody has removed rules of ours, as with "nft flush ruleset": put them back at once."""
+        if not watch.removed() or not self._prepared:
+            return
+        log.warning("somebody has removed firewall rules of ours: made anew")
+        try:
+            self._install()
+        except VemgrError as error:
+            log.error("the VEs' firewall tables: %s", error)
+
+    async def restore(self, more: Iterable[Link] = ()) -> None:
+        """Put everything right that somebody else has changed: bridges, ports on them, addresses, tables.
+
+        `more`: links that are about to be made, besides those that there are.
+        """
         await self.choose()
         self._prepared.clear()
-        links = [link for attachment in self.attachments for link in attachment.links]
+        links = [*more, *(link for attachment in self.attachments for link in attachment.links)]
         if not links:
             return
         await self.prepare(links)
+        for network in sorted({link.network for link in links}):
+            await self._enslave(network)
+
+    async def _enslave(self, network: str) -> None:
+        """Make the ports of all running VEs ports of their bridge again."""
+        bridge = self._bridges[network]
+        there = set(await bridge.links())
         for attachment in self.attachments:
             for port, link in zip(attachment.ports, attachment.links, strict=True):
+                if link.network != network or port in there:
+                    continue
                 try:
-                    await self._bridges[link.network].enslave(port)
+                    await bridge.enslave(port)
                 except VemgrError as error:
-                    log.error("VE %s: its link to network %s: %s", attachment.ve, link.network, error)
+                    log.error("VE %s: its link to network %s: %s", attachment.ve, network, error)
 
     # a VE's links
 
     async def connect(self, ve: str, links: Sequence[Link],
                       publish: tuple[Publication, ...]) -> tuple[list[bytes], list[bytes]]:
         """Prepare the host for a VE's links; returns the messages that make them, and those for their inside."""
+        if any(self._bridges[link.network].gone() for link in links):
+            log.warning("a bridge is gone: made anew")
+            await self.restore(links)
         attachment = self._attachment(ve, links, publish)
         self._published.hold(attachment)
         self.attachments.put(attachment)
@@ -323,14 +354,17 @@ class Networking:
         """Remove bridges and tables and give back the forwarding settings, as if we had never been here."""
         for network in self._config.networks:
             await (await self._open(network.name)).remove_bridge()
+        self._prepared.clear()
         firewall = self._firewall or Firewall(self._config.table)
         firewall.remove()
         self._forwarding.restore()
-        self._prepared.clear()
 
     def close(self) -> None:
         for bridge in self._bridges.values():
             bridge.close()
+        if self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch)
+            self._watch.close()
         if self._firewall is not None:
             self._firewall.close()
 
