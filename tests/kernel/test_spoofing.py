@@ -139,7 +139,7 @@ async def two_ves(firewall):
                 (ve, stage.end(address6=f"{stage.VE6}/64")),
                 (other, stage.end(mac=OTHER, address=f"{OTHER4}/20", address6=f"{OTHER6}/64")),
             )):
-                await net.attach(f"ve{number}", namespace.fd, end)
+                await stage.attach(net, f"ve{number}", namespace, end)
                 stage.send_inside(namespace, inside_messages([end]))
             yield ve, other
 
@@ -200,7 +200,7 @@ async def ports_of_others_are_not_judged():
         with contextlib.closing(stage.Namespace()) as host, contextlib.closing(stage.Namespace()) as other:
             for name, namespace in (("ve1", host), ("ve2", other)):
                 end = stage.end(mac=OWN if namespace is host else OTHER)
-                await net.attach(name, namespace.fd, end)
+                await stage.attach(net, name, namespace, end)
                 stage.send_inside(namespace, inside_messages([end]))
             assert arrived(host, other) == set(ALL)
 
