@@ -78,6 +78,7 @@ class _Stages:
         if self._stage is None:
             self._stage = Stage(self._options.directory)
             self._stage.begin()
+            print(f"limits: {', '.join(self._stage.limits()) or 'none'}", flush=True)
         return self._stage
 
     def spoilt(self, why: str) -> None:

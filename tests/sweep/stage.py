@@ -211,7 +211,7 @@ class Stage:
             self._controllers = self.call("GetHost")["controllers"]
         most = {"memory": ("memory", f"{128 // share}M"), "pids": ("pids", str(200 // share)),
                 "cpu": ("cpus", str(0.5 / share))}
-        return dict(most[controller] for controller in self._controllers if controller in most)
+        return dict(most[controller] for controller in sorted(self._controllers) if controller in most)
 
     def spawners(self) -> list[int]:
         """The keeper's, as soon as it has needed one."""

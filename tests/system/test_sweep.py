@@ -20,4 +20,4 @@ def test_verbs_with_limits(vemgr, figure):
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     figure(done.stdout.splitlines()[-1] if done.stdout else "nothing")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "limits: none" not in done.stderr
+    assert "limits: cpus, memory, pids\n" in done.stdout
