@@ -106,6 +106,11 @@ def _sweep(stages: _Stages, report: Report, options: argparse.Namespace) -> None
         try:
             one = Sweep(stages.one(), VERBS[report.verb], report, options.within)
             one.learn()
+        except (WrongError, VemgrError, OSError, AssertionError) as error:  # not even without a kill
+            report.wrong.append(str(error))
+            stages.spoilt(f"{report.verb} {report.target} {error}")
+            return
+        try:
             remaining = remaining or _points(one, report, options)
             for at in remaining:
                 untouched = 0 if one.point(at) else untouched + 1
@@ -113,10 +118,8 @@ def _sweep(stages: _Stages, report: Report, options: argparse.Namespace) -> None
                     return
             return
         except (WrongError, VemgrError, OSError, AssertionError) as error:
+            report.wrong = report.wrong or [str(error)]
             stages.spoilt(f"{report.verb} {report.target} {error}")
-            if remaining is None:  # not even once without a kill
-                report.wrong = report.wrong or [str(error)]
-                return
 
 
 def _points(one: Sweep, report: Report, options: argparse.Namespace) -> Iterator[int]:
