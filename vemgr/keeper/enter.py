@@ -198,7 +198,7 @@ def find_account(user: str) -> Account:
 
 def _is_id(text: str) -> bool:
     """An id that the VE has; others would mean "leave as it is" (-1) or fail in the C library."""
-    return text.isascii() and text.isdigit() and int(text) < ID_COUNT
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) < ID_COUNT
 
 
 def _group_id(group: str) -> int:
@@ -226,6 +226,6 @@ def _database(path: str) -> list[str]:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return []
-        return os.read(fd, _PASSWD_BOUND).decode(errors="replace").splitlines()
+        return os.read(fd, _PASSWD_BOUND).decode(errors="replace").split("\n")  # splitlines knows ten more ends
     finally:
         os.close(fd)

@@ -7,7 +7,8 @@ root of the host, and every mount it makes ends up locked when the VE's init cop
 user namespace (mount_namespaces(7), "Restrictions"): a VE cannot lift the masks over its /proc, which runc and LXC
 cannot say of theirs.
 
-Nothing here looks up a path inside the VE's tree except through openat2 with RESOLVE_IN_ROOT.
+Nothing here looks up a path inside the VE's tree except through openat2: with RESOLVE_IN_ROOT, and what is mounted on
+without following any symlink.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vemgr.keeper import mounting
 from vemgr.keeper.program import ANY_ERROR, Data, Program, Register, encoded
 from vemgr.kernel import netlink
 from vemgr.kernel.mounts import MOUNT_ATTR
-from vemgr.kernel.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
+from vemgr.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
 
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
@@ -39,6 +40,10 @@ _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 _DIRECTORY = _PATH_ONLY | os.O_DIRECTORY
+_IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+# For what is mounted on. A symlink there is refused (ELOOP), though it could not lead out: with "proc -> /" the next
+# steps would find the VE's own files, and links, where they expect those of proc (CVE-2019-19921, CVE-2023-27561).
+_NO_LINKS = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 class Setup:
@@ -134,28 +139,28 @@ class Setup:
 
     def _mount(self, fd: Register, target: str) -> None:
         with self.program.descriptor() as target_fd:
-            self._open_directory(target, target_fd)
+            self._open_directory(target, target_fd, _NO_LINKS)
             mounting.attach(self.program, fd, target_fd)
         self.mounted[target] = fd
 
-    def _open_in_root(self, path: str, flags: int, into: Register) -> int:
-        how = self.program.constant(struct.pack("=QQQ", flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS))
-        return self.program.call("openat2", self.root, encoded(path), how, 24, into=into)
+    def _open(self, directory: Register, path: str, flags: int, resolve: int, into: Register) -> int:
+        how = self.program.constant(struct.pack("=QQQ", flags, 0, resolve))
+        return self.program.call("openat2", directory, encoded(path), how, 24, into=into)
 
-    def _open_directory(self, path: str, into: Register, mode: int = 0o755) -> None:
+    def _open_directory(self, path: str, into: Register, resolve: int, mode: int = 0o755) -> None:
         """Open a directory of the VE's tree, made (owned by the VE's root) where it is missing."""
-        there = self._open_in_root(path, _DIRECTORY, into)
+        there = self._open(self.root, path, _DIRECTORY, resolve, into)
         self.program.expect(there, errno.ENOENT)
         with self.program.descriptor() as parent:
             name = self._open_parent(path, parent)
             self.program.call("mkdirat", parent, name, mode)
             self._give_to_ve(parent, name)
-        self._open_in_root(path, _DIRECTORY, into)
+        self._open(self.root, path, _DIRECTORY, resolve, into)
         self.program.else_(there)
 
     def _open_parent(self, path: str, into: Register) -> bytes:
         directory, _, name = path.strip("/").rpartition("/")
-        self._open_in_root(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, into)
+        self._open(self.root, directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, _IN_ROOT, into)
         return encoded(name)
 
     def _give_to_ve(self, parent: Register, name: bytes) -> None:
@@ -177,18 +182,18 @@ class Setup:
         pid namespace of who makes it."""
         program = self.program
         child, target_fd = program.register(), program.register()
-        self._open_directory(target, target_fd)
+        self._open_directory(target, target_fd, _NO_LINKS)
         with program.forked(child):
             program.call("report_to", -1)  # its exit status is the errno
             with mounting.new_filesystem(program, "proc", options, attributes) as fd:
                 mounting.attach(program, fd, target_fd)
         program.call("wait", child)
         program.call("close", target_fd)
-        self._open_directory(target, into)
+        self._open_directory(target, into, _NO_LINKS)
 
     def directory(self, operation: operations.Directory) -> None:
         with self.program.descriptor() as fd:
-            self._open_directory(operation.path, fd, operation.mode)
+            self._open_directory(operation.path, fd, _IN_ROOT, operation.mode)
 
     def device(self, operation: operations.Device) -> None:
         dev, name = self.mounted["dev"], encoded(operation.name)
@@ -249,8 +254,7 @@ class Setup:
         length = self.program.number(lambda plan: len(plan.expand(text)))
         # The kernel may have been built without it.
         with self.program.optional_descriptor() as fd:
-            self.program.call("openat", self.mounted["proc"], encoded(f"sys/{operation.key}"),
-                              os.O_WRONLY | os.O_CLOEXEC, into=fd)
+            self._open(self.mounted["proc"], f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, _NO_LINKS, fd)
             self.program.call("write", fd, value, length)
         self.program.release(length)
 
@@ -299,7 +303,11 @@ class Setup:
                              into=fd)
                 program.call("write", fd, content, length)
                 program.call("fchown", fd, self._base, self._base)
-            program.call("renameat2", parent, temporary, parent, name, 0)
+            renamed = program.call("renameat2", parent, temporary, parent, name, 0)
+            program.expect(renamed, ANY_ERROR)
+            program.call("unlinkat", parent, temporary, 0)
+            program.call("unlinkat", parent, name, 0)  # fails for the same reason: a directory, most likely
+            program.else_(renamed)
             for call in skipped:
                 program.expect(call, ANY_ERROR)
         program.release(length)

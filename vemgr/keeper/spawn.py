@@ -75,6 +75,8 @@ class BirthProgram:
         subject = self._program.subject(position)
         operation = self._plan.describe_operation(subject) if isinstance(subject, int) else subject
         words = netlink.failure_text(detail) if operation == "network" else _explanation(detail)
+        if code == errno.ELOOP and isinstance(subject, int):
+            words = "a symlink stands where a directory must be"
         return {"operation": operation, "errno": code, "error": words or os.strerror(code), "path": ""}
 
 

@@ -3,55 +3,68 @@
 
 from __future__ import annotations
 
-import itertools
+import errno
 import os
+import secrets
+
+from vemgr.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 def remove_tree(path: str) -> None:
-    """Delete `path` and all below it, however deep it is. Raises `OSError`; what is left can be removed again.
+    """Delete `path` and all below it, whatever its depth and width. Raises `OSError`; what is left can be removed
+    again.
 
-    A VE can nest directories deeper than any recursion (shutil.rmtree's is at 1,000) or number of descriptors goes.
-    So the tree is flattened while it is deleted: each subdirectory moves up to the top, and a directory without
-    subdirectories is removed. Symlinks are unlinked and never followed.
+    A VE can nest directories deeper than any recursion (shutil.rmtree's is at 1,000) or number of descriptors goes, and
+    fill one with more names than should be in memory at once. So the tree is flattened while it is deleted: each
+    subdirectory moves up to the top under the next number, and is emptied there when its turn comes. Symlinks are
+    unlinked and never followed. What somebody has mounted in the tree is not entered (EBUSY).
     """
-    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    top = os.open(path, _DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        numbers = itertools.count()
-        waiting = _empty(top, top, numbers)
-        while waiting:
-            name = waiting.pop()
-            directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-            try:
-                waiting += _empty(directory, top, numbers)
-            finally:
-                os.close(directory)
-            os.rmdir(name, dir_fd=top)
+        _Flattening(top).run()
     finally:
         os.close(top)
     os.rmdir(path)
 
 
-def _empty(directory: int, top: int, numbers: itertools.count[int]) -> list[str]:
-    """Unlink the files of a directory and move its subdirectories to `top`; returns their names there."""
-    moved = []
-    with os.scandir(directory) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in found:
-        if not is_directory:
-            os.unlink(name, dir_fd=directory)
-        elif directory == top:
-            moved.append(name)
-        else:
-            moved.append(_move_up(name, directory, top, numbers))
-    return moved
+class _Flattening:
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._prefix = f".vemgr-removed-{secrets.token_hex(8)}-"  # no name that anybody could have taken before
+        self._moved = 0
 
+    def run(self) -> None:
+        self._empty(self._top)
+        done = 0
+        while done < self._moved:
+            self._remove(f"{self._prefix}{done}")
+            done += 1
 
-def _move_up(name: str, directory: int, top: int, numbers: itertools.count[int]) -> str:
-    while True:
-        new = f".vemgr-removed-{next(numbers)}"
+    def _remove(self, name: str) -> None:
+        directory = openat2(self._top, name, _DIRECTORY,
+                            resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV)
         try:
-            os.mkdir(new, 0o700, dir_fd=top)  # rename(2) onto an empty directory replaces it, onto others fails
-        except FileExistsError:
-            continue  # the VE has such a name itself, or an earlier attempt has
-        os.rename(name, new, src_dir_fd=directory, dst_dir_fd=top)
-        return new
+            self._empty(directory)
+        finally:
+            os.close(directory)
+        try:
+            os.rmdir(name, dir_fd=self._top)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            self._move(name, self._top)  # some file systems skip names while others go away: once more
+
+    def _empty(self, directory: int) -> None:
+        """Unlink the files of a directory and move its subdirectories to the top."""
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.name, dir_fd=directory)
+                elif not (directory == self._top and entry.name.startswith(self._prefix)):
+                    self._move(entry.name, directory)
+
+    def _move(self, name: str, directory: int) -> None:
+        os.rename(name, f"{self._prefix}{self._moved}", src_dir_fd=directory, dst_dir_fd=self._top)
+        self._moved += 1
