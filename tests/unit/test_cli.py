@@ -341,3 +341,11 @@ def test_closed_standard_descriptors_are_filled():
 def test_a_dry_run(daemon, run):
     assert run("start", "--dry-run", "web1")[1] == "one\ntwo\n"
     assert daemon.asked == [("Plan", {"name": "web1"})]
+
+
+def test_what_a_ve_has_in_its_files_is_harmless_in_an_error(run, daemon):
+    """The shell of its root, here: a title that some terminals type back, a deleted line, colours."""
+    daemon.answers["List"] = Unreachable("cannot run /bin/\x1b]0;title\x07sh\x1b[31m\r\x9b2K\u202e in VE a:\n  gone")
+    code, _, err = run("list")
+    assert code == Unreachable.exit_code
+    assert err == "vemgr: cannot run /bin/sh\n\\x9b2K\\u202e in VE a:\n  gone\n"

@@ -319,6 +319,20 @@ def test_children_that_nobody_names_are_reaped(world):
     wait_for_end(world, stray)
 
 
+def test_a_flood_of_strays_leaves_time_for_others(world):
+    """As a command in a VE can make with CLONE_PARENT: the keeper reaped as long as new ones came."""
+    strays = []
+    for _ in range(250):
+        pid, pidfd = fork(lambda: None)
+        os.close(pidfd)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        strays.append(pid)
+    for left in (150, 150):  # a signal for each does not make it more
+        world.keeper.on_sigchld()
+        assert sum(os.path.exists(f"/proc/{pid}") for pid in strays) == left
+    wait_for_end(world, *strays)
+
+
 @pytest.mark.parametrize("pid", [1, "own"])
 def test_only_our_own_children_are_adopted(world, pid):
     daemon = world.daemon()

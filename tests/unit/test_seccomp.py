@@ -36,6 +36,8 @@ def answer(program, arch, nr, *arguments):
             at += if_true if accumulator == value else if_false
         elif code == 0x35:
             at += if_true if accumulator >= value else if_false
+        elif code == 0x45:
+            at += if_true if accumulator & value else if_false
         else:
             assert code == 0x06
             return value, steps
@@ -91,6 +93,8 @@ def test_i386_is_opened_by_its_word_and_has_the_same_table():
     ("socket", (44, 3, 0), syscalls.EAFNOSUPPORT), ("socketpair", (1, 1, 0), 0),
     ("socketpair", (30, 1, 0), syscalls.EAFNOSUPPORT),
     ("ioctl", (0, 0x5413, 0), 0), ("ioctl", (0, 0x5412, 0), syscalls.EPERM), ("ioctl", (0, 0x541C, 0), syscalls.EPERM),
+    ("ioctl", (0, 0x5423, 0), syscalls.EPERM), ("clone", (0x01200011,), 0), ("clone", (0x7FFF7FFF,), 0),
+    ("clone", (0x8000,), syscalls.EINVAL), ("clone", (0x0120C011,), syscalls.EINVAL),
     ("prctl", (15, 0), 0), ("prctl", (35, 1), syscalls.EPERM),
     ("personality", (0,), 0), ("personality", (8,), 0), ("personality", (0xFFFFFFFF,), 0),
     ("personality", (0x0400000,), syscalls.EPERM), ("personality", (0x0040000,), syscalls.EPERM),

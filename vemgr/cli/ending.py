@@ -55,7 +55,16 @@ def _outcome(run: Callable[[], object]) -> int:
 def say(text: str) -> None:
     """On standard error, or nowhere if that is not to be written to."""
     with contextlib.suppress(OSError):
-        click.echo(f"vemgr: {text}", err=True)
+        click.echo(f"vemgr: {_harmless(text)}", err=True)
+
+
+def _harmless(text: str) -> str:
+    """Errors name what a VE has in its files, such as the shell of a user."""
+    if text.isprintable():
+        return text
+    from vemgr.cli.plain import Plain  # noqa: PLC0415  (seldom needed)
+
+    return Plain().feed(text.encode("utf-8", "backslashreplace"), final=True)
 
 
 def _settle() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EPERM, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 1, 38, 93, 97  # the same on all architectures we know
+EPERM, EINVAL, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 1, 22, 38, 93, 97  # the same on all architectures we know
 
 # fchmodat2 of Linux 6.6. From 424 on a number means the same call everywhere (asm-generic/unistd.h). A call that
 # a newer kernel adds is closed until somebody has thought about it.
@@ -65,13 +65,14 @@ ALLOWABLE = (I386, *sorted({refusal.allow for refusal in REFUSED} - {""}))
 @dataclass(frozen=True)
 class Condition:
     """Argument `position`, its lower 32 bits, must be one of `values`; else the call fails with `errno`. With
-    `inverted` it must be none of them. `only_if`: the condition holds where an earlier argument (position, value) is
-    so."""
+    `inverted` it must be none of them; with `bits` they are bits, of which any counts. `only_if`: the condition holds
+    where an earlier argument (position, value) is so."""
 
     position: int
     values: tuple[int, ...]
     errno: int
     inverted: bool = False
+    bits: bool = False
     only_if: tuple[int, int] | None = None
 
 
@@ -84,8 +85,12 @@ CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "socketpair": _SOCKET,
     # Linux, 32-bit Linux, each without memory below a stack, and the query; others weaken the address space layout.
     "personality": (Condition(0, (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF), EPERM),),
-    # TIOCSTI and TIOCLINUX type into a terminal what its owner did not.
-    "ioctl": (Condition(1, (0x5412, 0x541C), EPERM, inverted=True),),
+    # TIOCSTI and TIOCLINUX type into a terminal what its owner did not. TIOCSETD has the host load a driver to read it
+    # with: several of those (n_gsm, n_hdlc) have been ways into the kernel.
+    "ioctl": (Condition(1, (0x5412, 0x541C, 0x5423), EPERM, inverted=True),),
+    # CLONE_PARENT: the children of a command would be children of the keeper, which no limit of the VE pays for. The
+    # kernel says the same to the init of a process namespace.
+    "clone": (Condition(0, (0x8000,), EINVAL, inverted=True, bits=True),),
     # PR_SET_MM: a process may not tell the host that it runs another program than it does.
     "prctl": (Condition(0, (35,), EPERM, inverted=True),),
 }

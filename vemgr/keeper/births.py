@@ -24,6 +24,7 @@ from vemgr.keeper.spawn import BirthProgram
 EXEC_BOUND = 30.0  # seconds
 SETUP_BOUND = 60.0
 _TASKS = {"cloned": "adopt its init", "entered": "adopt the command", "console": "keep its console"}  # by event
+_REST = 0.01  # seconds between two lots of strays
 _END_BOUND = 5.0  # for the end of a killed process to come; one in an uninterruptible wait may take for ever
 
 
@@ -66,6 +67,7 @@ class Births:
         self._end_console = end_console
         # An id is unique within a connection only: each daemon begins to count at 1.
         self._births: dict[tuple[Connection, int], Birth] = {}
+        self._resting = False
 
     def __len__(self) -> int:
         return len(self._births)
@@ -190,9 +192,20 @@ class Births:
                 if child.kind == "init":
                     self._end_console(child.ve, signal.SIGKILL)
             birth.tell({**(birth.failure or _silence(birth.helper.status)), "event": "failed"})
-        if not self._births:
-            with contextlib.suppress(OSError):
-                self._children.reap_strays()
+        self.reap_strays()
+
+    def reap_strays(self) -> None:
+        """A part of them, then the others of the loop have their turn."""
+        if self._births or self._resting:
+            return
+        with contextlib.suppress(OSError):
+            self._resting = self._children.reap_strays()
+        if self._resting:
+            self._loop.later(_REST, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self.reap_strays()
 
 
 def _silence(status: int | None) -> dict[str, Any]:

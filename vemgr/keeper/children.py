@@ -16,6 +16,8 @@ from typing import Any
 from vemgr.keeper.loop import Loop
 from vemgr.kernel.process import start_time
 
+_MOST_STRAYS = 100
+
 
 class Process:
     """A child of the keeper. `status`: as waitpid gives it, None while it runs. Owns `pidfd` until it is reaped."""
@@ -90,16 +92,23 @@ class Children:
         process.pidfd = -1
         self._watched.pop(process.pid)[1]()
 
-    def reap_strays(self) -> None:
-        """Reap what belongs to nobody: a child of a set-up that died before it could name it. Only while no birth is
-        in progress, or a message that is under way may name it."""
+    def reap_strays(self) -> bool:
+        """Reap what belongs to nobody: a child of a set-up that died before it could name it, and what a command in a
+        VE makes with CLONE_PARENT. Only while no birth is in progress, or a message that is under way may name it.
+
+        At most `_MOST_STRAYS` at once, as a VE may make them faster than we reap; returns whether there may be more."""
         with contextlib.suppress(ChildProcessError):
-            while (info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            for _ in range(_MOST_STRAYS):
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if info is None:
+                    return False
                 known = self._watched.get(info.si_pid)
                 if known is not None:
                     self._reap(known[0])
                 else:
                     os.waitpid(info.si_pid, os.WNOHANG)
+            return True
+        return False
 
     def adopt(self, kind: str, ve: str, pid: int, pidfd: int) -> Child:
         """Take in a process that a birth has named; `pidfd` stays the caller's. Raises `OSError`; then a child of ours

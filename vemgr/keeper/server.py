@@ -50,8 +50,7 @@ class Keeper:
     def on_sigchld(self) -> None:
         """Children that we know are reaped through their pidfds; this finds what nobody knows of."""
         self._spawner.notice_end()
-        if not self._births:
-            self._children.reap_strays()
+        self._births.reap_strays()
 
     def _on_connection(self) -> None:
         try:

@@ -18,7 +18,8 @@ from vemgr.core.syscalls import ENOSYS, Condition
 from vemgr.kernel.libc import number, syscall
 
 SECCOMP_SET_MODE_FILTER = 1
-_LOAD, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x06  # linux/bpf_common.h
+# linux/bpf_common.h
+_LOAD, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NR, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data, for little-endian machines
 _FARTHEST = 255  # a conditional jump has 8 bits
@@ -78,11 +79,11 @@ def _action(name: str | None, refused: dict[str, int]) -> Code:
 
 def _check(condition: Condition) -> Code:
     """Return the errno where the condition does not hold, else go on behind."""
-    count = len(condition.values)
+    count, compare = len(condition.values), _IF_ANY_BIT if condition.bits else _IF_EQUAL
     code = _instruction(_LOAD, _ARGUMENTS + 8 * condition.position)
     for left, value in zip(range(count - 1, -1, -1), condition.values, strict=True):
         # Behind the comparisons are the failure and, where one of the values is bad, a jump past it for all others.
-        code += _instruction(_IF_EQUAL, value, left + 1, 0)
+        code += _instruction(compare, value, left + 1, 0)
     if condition.inverted:
         code += _instruction(_JUMP, 1)
     code += _return(_ERRNO | condition.errno)
