@@ -37,6 +37,7 @@ TIOCSPTLCK = 0x40045431
 _ANSWER_ROOM = 4096
 _MANAGED = b"# written by vemgr at each start; remove this line to keep your own\n"
 _AT_FDCWD = -100
+_PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 1 << 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 _DIRECTORY = _PATH_ONLY | os.O_DIRECTORY
@@ -131,7 +132,12 @@ class Setup:
         )
         target = operation.target.lstrip("/")
         fd = self.root if not target else self.program.register()
+        # What a VE writes the kernel writes with the ids of who mounts. Root's may use the blocks that ext4 keeps back
+        # for root, and a VE would fill the disk to the last. SECBIT_NO_SETUID_FIXUP: the capabilities stay.
+        self.program.call("prctl", _PR_SET_SECUREBITS, _NO_SETUID_FIXUP)
+        self.program.call("setfsuid", self._base)
         mounting.make_filesystem(self.program, fd, "overlay", options, MOUNT_ATTR["nodev"], source="vemgr")
+        self.program.call("setfsuid", 0)
         if target:
             self._mount(fd, target)
         else:

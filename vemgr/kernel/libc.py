@@ -52,6 +52,7 @@ _OLDER = {
     "sethostname": (170, 161), "setns": (308, 268), "setresgid": (119, 149), "setresuid": (117, 147),
     "setsid": (112, 157), "setsockopt": (54, 208), "socket": (41, 198), "symlinkat": (266, 36), "umask": (95, 166),
     "umount2": (166, 39), "unlinkat": (263, 35), "unshare": (272, 97), "write": (1, 64), "bind": (49, 200),
+    "setfsuid": (122, 151),
 }
 _COLUMN = {"x86_64": 0, "aarch64": 1}
 

@@ -201,3 +201,33 @@ print(json.dumps(found))
     for hidden in ("cmdline", "kallsyms", "timer_list", "keys", "diskstats", "iomem", "config.gz"):
         assert f"/proc/{hidden}" in host or hidden == "config.gz", "the control: the host shows it"
         assert f"/proc/{hidden}" not in inside
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """An ext4 of 64 MiB, a quarter of which is kept for root."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "25", str(image)], check=True, timeout=20)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(place)], timeout=20).returncode:
+        pytest.skip("cannot mount an image of a file system here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True, timeout=20)
+
+
+def test_what_a_file_system_keeps_for_root_is_not_for_ves(make_instance, small_disk):
+    """The kernel writes what a VE writes with the ids of who has mounted the overlay."""
+    with make_instance(small_disk / "state") as vemgr:
+        name = vemgr.create("--network", "none")
+        vemgr("start", name)
+        before = os.statvfs(small_disk)
+        vemgr("exec", name, "--", "dd", "if=/dev/zero", "of=/root/big", "bs=64k", code=1)
+        vemgr("exec", name, "--", "sync")
+        full = os.statvfs(small_disk)
+        assert full.f_bavail * full.f_frsize < 1 << 20 < before.f_bavail * before.f_frsize, "it has filled the rest"
+        assert (small_disk / "state/ve" / name / "data/0/upper/root/big").stat().st_size > 16 << 20
+        assert full.f_bfree * full.f_frsize > 14 << 20
+        # The control: the host's root gets what is kept.
+        (small_disk / "for-root").write_bytes(bytes(8 << 20))
