@@ -140,7 +140,7 @@ def test_a_failure_is_reported_with_its_place_and_ends_the_program(stage):
 def test_the_kernel_explains_a_failed_mount(stage):
     program = Program()
     with program.descriptor() as context:
-        program.call("fsopen", b"overlay", 1, into=context)
+        program.call("fsopen", b"tmpfs", 1, into=context)
         program.call("fsconfig", context, 1, b"no_such_option", b"x", 0, log=context)
     _, (report,) = stage.run(program)
     assert REPORT.unpack_from(report)[2] == errno.EINVAL
