@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import sys
 
 import prctl
@@ -97,6 +98,14 @@ def test_a_command_tells_every_failure(monkeypatch, error):
     assert message["event"] == "failed" and "odd" in message["error"]
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(("pattern", "bounded"), [
+    ("|/usr/share/apport/apport %p", True), ("@/run/cores.sock", True), ("core", False), ("/var/cores/%p", False)])
+def test_cores_do_not_go_to_a_program_of_the_host(monkeypatch, tmp_path, pattern, bounded):
+    (tmp_path / "pattern").write_text(f"{pattern}\n")
+    monkeypatch.setattr(confine, "_CORE_PATTERN", str(tmp_path / "pattern"))
+    assert confine.core_limits() == ((1, 1) if bounded else resource.getrlimit(resource.RLIMIT_CORE))
 
 
 def test_limits_go_no_higher_than_they_may():

@@ -15,6 +15,7 @@ from vemgr.kernel import capabilities, namespaces, seccomp
 from vemgr.kernel.libc import SYS_close_range, syscall
 
 OPEN_FILES = (1024, 524288)  # systemd's defaults: what programs inside a distribution are tested with
+_CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 
 
 def hide() -> None:
@@ -27,7 +28,7 @@ def core_limits() -> tuple[int, int]:
     """RLIMIT_CORE of a VE's processes, from the host's /proc. Where cores go to a program, the host would run that as
     its root, with what a VE's process has in its memory: a limit of 1 is the kernel's word for not to (do_coredump),
     and the VE cannot raise it."""
-    with open("/proc/sys/kernel/core_pattern", "rb", buffering=0) as file:
+    with open(_CORE_PATTERN, "rb", buffering=0) as file:
         return (1, 1) if file.read(1) in (b"|", b"@") else resource.getrlimit(resource.RLIMIT_CORE)
 
 
