@@ -13,7 +13,7 @@ from typing import Any
 
 import vemgr
 from vemgr.api.interface import Command
-from vemgr.core.errors import BadValue, Locked, StillRunning
+from vemgr.core.errors import BadValue, StillRunning
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
@@ -28,7 +28,6 @@ class DaemonService:
         self._parts = parts
         self._keeper_pid = keeper_pid
         self._end = end
-        self._template_verbs: dict[str, str] = {}
 
     def ves(self) -> list[dict[str, Any]]:
         return [instance.summary() for instance in self._manager.instances]
@@ -121,37 +120,21 @@ class DaemonService:
         return self._describe(await self._manager.template(name))
 
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]:
-        self._hold(name, "import")
-        try:
+        with self._parts.template_verbs.held(name, "import"):
             with storage_errors(f"read the archive of template {name}"):
                 copy = os.dup(archive)
             with os.fdopen(copy, "rb") as stream:
                 template = await asyncio.get_running_loop().run_in_executor(
                     self._parts.imports,
                     lambda: self._parts.templates.import_archive(name, stream, description=description))
-        finally:
-            del self._template_verbs[name]
         return self._describe(template)
 
-    def _hold(self, name: str, verb: str) -> None:
-        if name in self._template_verbs:
-            raise Locked(f"template {name}", self._template_verbs[name])
-        self._template_verbs[name] = verb
-
     async def remove_template(self, name: str) -> None:
-        self._hold(name, "remove")
-        try:
+        with self._parts.template_verbs.held(name, "remove"):
             await asyncio.to_thread(self._parts.templates.remove, name, self._users(name))
-        finally:
-            del self._template_verbs[name]
 
     async def refresh_host_template(self) -> None:
-        running = [i.name for i in self._manager.instances.users_of(HOST_TEMPLATE) if i.running]
-        self._hold(HOST_TEMPLATE, "refresh")
-        try:
-            await asyncio.to_thread(self._parts.templates.refresh_host, running)
-        finally:
-            del self._template_verbs[HOST_TEMPLATE]
+        await self._manager.refresh_host_template()
 
     # the host
 

@@ -64,9 +64,9 @@ class Firewall:
         return self._change(messages.removals(self.table, elements)) if elements else True
 
     def _change(self, transaction: list[bytes]) -> bool:
-        if self._requests is None:
-            self._requests = Requests(NETLINK_NETFILTER)
         try:
+            if self._requests is None:
+                self._requests = Requests(NETLINK_NETFILTER)
             self._requests.send(transaction, acknowledged=-2)
         except OSError as error:
             # No table, set or element of the name, or one that says something else.
@@ -109,6 +109,7 @@ class Firewall:
 
     def _run(self, commands: str, output: int = 0) -> str:
         """Run nft commands as one transaction and return what they print. Raises SystemFailure."""
+        self._look_for_a_descriptor()
         # A context holds a socket of the namespace it was made in, and caches the ruleset: none outlives a call.
         context = self._library.nft_ctx_new(NFT_CTX_DEFAULT)
         if not context:
@@ -123,6 +124,15 @@ class Firewall:
             return str(self._library.nft_ctx_get_output_buffer(context).decode(errors="replace"))
         finally:
             self._library.nft_ctx_free(context)
+
+
+    def _look_for_a_descriptor(self) -> None:
+        """libnftables ends the whole process where it cannot open its socket (netlink_init_error in src/mnl.c)."""
+        try:
+            Requests(NETLINK_NETFILTER).close()
+        except OSError as error:
+            raise SystemFailure(f"cannot ask nftables for table {self.table}: {error.strerror}", call="socket",
+                                errno=error.errno) from error
 
 
 def _load() -> Any:

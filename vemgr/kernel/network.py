@@ -55,8 +55,12 @@ class BridgeNetwork:
 
     async def open(self) -> None:
         # groups=0: membership in multicast groups would queue every event of the host for a reader we do not have.
-        self._ipr = AsyncIPRoute(groups=0, ext_ack=True)
-        await self._ipr.setup_endpoint()
+        try:
+            self._ipr = AsyncIPRoute(groups=0, ext_ack=True)
+            await self._ipr.setup_endpoint()
+        except (NetlinkError, OSError) as error:
+            self.close()
+            raise _failed("open a netlink socket for", self.bridge, error) from error
 
     def close(self) -> None:
         if self._ipr is not None:

@@ -25,15 +25,19 @@ _LOAD_HALF, _JUMP_EQUAL, _RETURN = 0x28, 0x15, 0x06
 
 
 class TableWatch:
-    """A socket that is readable when rules are removed; `fileno` is for the event loop."""
+    """A socket that is readable when rules are removed; `fileno` is for the event loop. Raises `OSError`."""
 
     def __init__(self, table: str) -> None:
         self._table = table.encode()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
                                      NETLINK_NETFILTER)
-        self._attach_filter()
-        self._socket.bind((0, 0))  # without a port id of its own it would be left out as if it were the sender
-        self._socket.setsockopt(netlink.SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        try:
+            self._attach_filter()
+            self._socket.bind((0, 0))  # without a port id of its own it would be left out as if it were the sender
+            self._socket.setsockopt(netlink.SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        except OSError:
+            self._socket.close()
+            raise
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -26,6 +26,29 @@ from vemgr.templates.store import Templates
 _TIDY = 15.0  # seconds
 
 
+class TemplateVerbs:
+    """What is being done to templates: one verb at a time on each."""
+
+    def __init__(self) -> None:
+        self._verbs: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def held(self, name: str, verb: str) -> Iterator[None]:
+        """Raises `Locked`."""
+        if name in self._verbs:
+            raise Locked(f"template {name}", self._verbs[name])
+        self._verbs[name] = verb
+        try:
+            yield
+        finally:
+            del self._verbs[name]
+
+    def check_stays(self, name: str) -> None:
+        """Raises `Locked` while a template is taken away or made anew: no VE must come to stand on what goes."""
+        if self._verbs.get(name, "import") != "import":
+            raise Locked(f"template {name}", self._verbs[name])
+
+
 @dataclass
 class Parts:
     """What the verbs work with, joined by the composition root. `tree` and `limits` change with a new keeper."""
@@ -39,6 +62,7 @@ class Parts:
     networking: Networking
     logs: Logs
     filters: Filters
+    template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.
     imports: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "import"))

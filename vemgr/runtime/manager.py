@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import Definition, changed, check_name, parse_settings, show_settings
-from vemgr.core.errors import ConsoleInUse, NoTemplate, SystemFailure, VEExists, VemgrError
+from vemgr.core.errors import ConsoleInUse, Locked, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.host import allocate_ids
-from vemgr.core.layers import Template
+from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.plan import Plan
 from vemgr.kernel.cgroups import CgroupTree, readings
@@ -29,6 +29,7 @@ from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.starting import Starter
+from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subids import foreign_ranges
 from vemgr.templates.store import utc_now
 
@@ -49,12 +50,14 @@ class Manager:
         instance = self.instances.get(name)
         definition = instance.definition
         network, network_in_use = self._parts.networking.show(name, definition.links)
+        with storage_errors(f"read the limits of VE {name}"):
+            in_force = self._parts.limits.in_force(name) if instance.running else {}
+            usage = _flat(readings(self._parts.tree[name])) if instance.running else {}
         return {
             **instance.summary(), "hostname": definition.hostname, "idBase": definition.id_base,
             "created": definition.created, "lastExit": instance.last_exit, "ephemeral": definition.ephemeral,
             "settings": show_settings(definition.settings, all_=True),
-            "inForce": self._parts.limits.in_force(name) if instance.running else {},
-            "usage": _flat(readings(self._parts.tree[name])) if instance.running else {},
+            "inForce": in_force, "usage": usage,
             "network": network, "networkInUse": network_in_use,
             "console": self._parts.logs.tail(name),
         }
@@ -82,7 +85,9 @@ class Manager:
         await self._starter.template(template)
         self._parts.limits.check(settings)
         await self._parts.networking.choose()
-        # Between here and the admission nothing waits, so no other client gets the name, an address or the ids.
+        # Between here and the admission nothing waits, so no other client gets the name, an address or the ids, and
+        # nobody takes the template away without seeing who uses it.
+        self._parts.template_verbs.check_stays(template)
         links = self._addressing.links(name, settings)
         if name in self.instances:
             raise VEExists(name)
@@ -111,7 +116,10 @@ class Manager:
 
     async def plan(self, name: str) -> Plan:
         """What a start would do; changes nothing."""
-        return await self._starter.plan(self._parts.store.load(self.instances.get(name).name))
+        instance = self.instances.get(name)
+        if instance.verb == Verb.CREATE:
+            raise Locked(f"VE {name}", instance.verb)  # it is there already, and its definition not yet
+        return await self._starter.plan(self._parts.store.load(name))
 
     async def start(self, name: str) -> None:
         async with self.instances.held(name, Verb.START) as instance:
@@ -193,6 +201,13 @@ class Manager:
 
     async def template(self, name: str) -> Template:
         return await self._starter.template(name)
+
+    async def refresh_host_template(self) -> None:
+        """Make `host` anew. Raises `TemplateInUse`, `Locked`."""
+        with self._parts.template_verbs.held(HOST_TEMPLATE, "refresh"):
+            users = self.instances.users_of(HOST_TEMPLATE)
+            running = [instance.name for instance in users if instance.running or instance.lock.locked()]
+            await asyncio.to_thread(self._parts.templates.refresh_host, running)
 
     async def clean(self, name: str) -> None:
         """Kill and remove a cgroup that no VE has."""

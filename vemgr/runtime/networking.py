@@ -25,6 +25,7 @@ from vemgr.runtime.attachments import Attachment, Attachments
 from vemgr.runtime.forwarding import Forwarding
 from vemgr.runtime.published import Published
 from vemgr.runtime.resolver import resolv_conf_for
+from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subnets import Subnets, Taken, choose_subnets, known_subnets
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Networking:
         self._bridges = {network.name: BridgeNetwork(network.bridge, self._prefix) for network in config.networks}
         self._firewall: Firewall | None = None
         self._watch: TableWatch | None = None
+        self._stale = False  # whether the tables hold something that should be gone
         self._subnets: dict[str, Subnets] = {}
         self._prepared: set[str] = set()  # networks whose bridge is there; with any, the tables are too
         self._changing = asyncio.Lock()  # two first VEs at once: one of them makes the network, the other waits
@@ -123,13 +125,31 @@ class Networking:
         if wanted <= self._prepared:
             return
         async with self._changing:
-            for network in sorted(wanted - self._prepared):
-                await self._make_bridge(self.subnets(network))
-            self._install()
-            for network in sorted(wanted):
-                # Only now: the tables drop what VEs themselves would send to the host's loopback.
-                self._bridges[network].allow_loopback_redirect(True)
-            self._prepared |= wanted
+            try:
+                await self._make(wanted)
+            except BaseException:
+                if not self._prepared and not list(self.attachments):  # nobody has a network: not half of one either
+                    await self._undo_make()
+                raise
+
+    async def _make(self, wanted: set[str]) -> None:
+        for network in sorted(wanted - self._prepared):
+            await self._make_bridge(self.subnets(network))
+        self._install()
+        for network in sorted(wanted):
+            # Only now: the tables drop what VEs themselves would send to the host's loopback.
+            self._bridges[network].allow_loopback_redirect(True)
+        self._prepared |= wanted
+
+    async def _undo_make(self) -> None:
+        self._unwatch()
+        for network in self._config.networks:
+            with contextlib.suppress(VemgrError):
+                await (await self._open(network.name)).remove_bridge()
+        with contextlib.suppress(VemgrError):
+            (self._firewall or Firewall(self._config.table)).remove()
+        with contextlib.suppress(VemgrError):
+            self._forwarding.restore()
 
     async def _make_bridge(self, network: Subnets) -> None:
         bridge = await self._open(network.config.name)
@@ -150,11 +170,28 @@ class Networking:
             self._firewall = Firewall(self._config.table)
         zones = tuple(_zone(network) for network in self._subnets.values())
         elements = [element for attachment in self.attachments for element in attachment.elements()]
-        if self._watch is None:
-            self._watch = TableWatch(self._config.table)
-            asyncio.get_running_loop().add_reader(self._watch, self._on_tables_changed, self._watch)
+        watch = self._watched()
         self._firewall.ensure(Rules(zones, self._prefix, self._resolver()), elements)
-        self._watch.removed()  # what we have done ourselves
+        watch.removed()  # what we have done ourselves
+        self._stale = False
+
+    def _watched(self) -> TableWatch:
+        if self._watch is None:
+            with storage_errors("watch the firewall tables"):
+                watch = TableWatch(self._config.table)
+                try:
+                    asyncio.get_running_loop().add_reader(watch, self._on_tables_changed, watch)
+                except OSError:
+                    watch.close()
+                    raise
+            self._watch = watch
+        return self._watch
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch)
+            self._watch.close()
+            self._watch = None
 
     def _on_tables_changed(self, watch: TableWatch) -> None:
         """Somebody has removed rules of ours, as with "nft flush ruleset": put them back at once."""
@@ -221,7 +258,7 @@ class Networking:
 
     def _permit(self, attachment: Attachment) -> None:
         """Let a VE's ports send, and lead its published ports to it: one small transaction."""
-        if self._firewall is None or not self._firewall.add(attachment.elements()):
+        if self._firewall is None or self._stale or not self._firewall.add(attachment.elements()):
             log.warning("the firewall tables are not as they should be: made anew")
             self._install()
 
@@ -285,9 +322,10 @@ class Networking:
         if attachment is None or self._firewall is None:
             return
         try:
-            if not self._firewall.take(attachment.elements()):
+            if self._stale or not self._firewall.take(attachment.elements()):
                 self._install()
-        except VemgrError as error:  # the end of a VE goes on; the next change of the tables meets the fault again
+        except VemgrError as error:  # the end of a VE goes on; the next change makes the tables anew
+            self._stale = True
             log.error("VE %s: its part of the firewall tables could not be removed: %s", ve, error)
 
     async def adopt(self, running: Mapping[str, tuple[Sequence[Link], tuple[Publication, ...]]]) -> list[str]:
@@ -362,9 +400,7 @@ class Networking:
     def close(self) -> None:
         for bridge in self._bridges.values():
             bridge.close()
-        if self._watch is not None:
-            asyncio.get_running_loop().remove_reader(self._watch)
-            self._watch.close()
+        self._unwatch()
         if self._firewall is not None:
             self._firewall.close()
 

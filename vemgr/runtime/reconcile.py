@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from vemgr.core.config import check_name
 from vemgr.core.errors import TemplateNotFound, VemgrError
-from vemgr.core.layers import HOST_TEMPLATE
 from vemgr.core.lifecycle import State
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
@@ -105,8 +104,7 @@ async def keep_host_template_tight(manager: Manager, parts: Parts) -> None:
     try:
         leaks = await asyncio.to_thread(parts.templates.host_leaks)
         if leaks:
-            running = [instance.name for instance in manager.instances.users_of(HOST_TEMPLATE) if instance.running]
-            await asyncio.to_thread(parts.templates.refresh_host, running)
+            await manager.refresh_host_template()
             log.info("template host made anew: packages have added files that only root may read")
     except TemplateNotFound:
         return  # not made yet

@@ -61,6 +61,7 @@ class Starter:
         definition, parts = instance.definition, self._parts
         parts.limits.check(definition.settings)
         template = await self.template(definition.template)
+        parts.template_verbs.check_stays(definition.template)
         plan = await self._plan(definition, template)
         if definition.links:
             await parts.networking.prepare(definition.links)

@@ -12,7 +12,7 @@ import re
 import stat
 from dataclasses import dataclass
 
-from vemgr.core.errors import BadValue, TemplateUnusable
+from vemgr.core.errors import SHORTAGES, BadValue, TemplateUnusable
 from vemgr.core.layers import InitKind
 from vemgr.kernel.openat2 import open_in_root
 
@@ -95,10 +95,17 @@ def _architecture(root_fd: int) -> str:
     return ""
 
 
+def _check_shortage(error: OSError) -> None:
+    """Raise again what says nothing about the tree: an init that cannot be opened just now is not missing."""
+    if error.errno in SHORTAGES:
+        raise error
+
+
 def _is_directory(root_fd: int, path: str) -> bool:
     try:
         os.close(open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY))
-    except OSError:
+    except OSError as error:
+        _check_shortage(error)
         return False
     return True
 
@@ -107,7 +114,8 @@ def _program(root_fd: int, path: str) -> str:
     """The path that `path` leads to if it is an executable file, "" otherwise."""
     try:
         fd = open_in_root(root_fd, path, os.O_PATH)
-    except OSError:
+    except OSError as error:
+        _check_shortage(error)
         return ""
     try:
         mode = os.fstat(fd).st_mode
@@ -124,7 +132,8 @@ def _head(root_fd: int, path: str, size: int) -> bytes:
     try:
         # O_NONBLOCK: a fifo planted here would hold us for ever otherwise.
         fd = open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:
+    except OSError as error:
+        _check_shortage(error)
         return b""
     try:
         # Checked before any read: a directory can be opened too, and a device must not be read.

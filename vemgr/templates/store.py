@@ -112,7 +112,11 @@ class Templates:
             )
             write_record(partial, record)
             self._publish(partial, name)
-        return self.show(name)
+            try:
+                return self.show(name)
+            except BaseException:
+                self._take_away(name)
+                raise
 
     def host(self) -> Template:
         """The built-in template `host`, made at the first call. Raises SystemFailure, NoSpace."""
@@ -158,10 +162,9 @@ class Templates:
         return leftovers
 
     def _entries(self) -> Sequence[str]:
-        try:
+        with _failures("the templates could not be listed"), contextlib.suppress(FileNotFoundError):
             return sorted(os.listdir(self.directory))
-        except FileNotFoundError:
-            return []
+        return []
 
     def _build_host(self) -> Template:
         with self._partial(HOST_TEMPLATE) as partial:

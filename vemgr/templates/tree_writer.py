@@ -196,7 +196,11 @@ class TreeWriter:
         os.mkdir(name, 0o700, dir_fd=parent)
         self.made += 1
         fd = open_beneath(parent, name, _DIRECTORY)
-        os.fchmod(fd, 0o755)  # not by mkdir's mode: the umask belongs to the whole process
+        try:
+            os.fchmod(fd, 0o755)  # not by mkdir's mode: the umask belongs to the whole process
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     def _replace(self, parent: int, name: bytes, make: Callable[[], _Made]) -> _Made:
