@@ -4,40 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 
 from tests.faults.inject import Outcome, count_calls, inject
-from tests.faults.stage import Stage
-from tests.faults.verbs import OTHER, SCENARIOS, Scenario, create, start
-
-
-@contextlib.contextmanager
-def made_stage() -> Iterator[Stage]:
-    with tempfile.TemporaryDirectory(prefix="vemgr-test-", dir="/var/tmp") as base:
-        stage = Stage(base)
-        try:
-            stage.begin()
-            stage.import_busybox()
-            stage.import_busybox("bbinit", init=True)
-            create(OTHER)(stage)
-            start(OTHER)(stage)
-            yield stage
-        except BaseException:
-            print(stage.log("daemon")[-2000:], stage.log("keeper")[-2000:], file=sys.stderr)
-            stage.discard()
-            raise
-        stage.close()
+from tests.faults.stage import made_stage
+from tests.faults.verbs import SCENARIOS, Scenario
 
 
 def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome) -> int:
     """All points from `first` on in one stage; returns the next one, after one that went wrong, or 0."""
     at = first
     try:
-        with made_stage() as stage:
+        with made_stage(alone=scenario.alone) as stage:
             scenario.base(stage)
             count_calls(stage, scenario, role)
             before = stage.settled(rules=scenario.rules)

@@ -15,6 +15,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -189,7 +190,14 @@ CALL(int, dup2, OTHER, "", EBUSY, (int a, int b), (a, b))
 CALL(int, dup3, OTHER, "", EBUSY, (int a, int b, int f), (a, b, f))
 CALL(int, pipe, DESCRIPTOR, "", EMFILE, (int fds[2]), (fds))
 CALL(int, pipe2, DESCRIPTOR, "", EMFILE, (int fds[2], int f), (fds, f))
-CALL(int, socket, DESCRIPTOR, "", EMFILE, (int a, int b, int c), (a, b, c))
+
+int socket(int family, int type, int protocol)
+{
+	/* libnftables' own, without SOCK_CLOEXEC: its failure ends the process, so we look for a descriptor before. */
+	int theirs = family == AF_NETLINK && protocol == NETLINK_NETFILTER && !(type & SOCK_CLOEXEC);
+	return !theirs && fails(DESCRIPTOR, "socket", "", EMFILE) ? -1 : NEXT(socket)(family, type, protocol);
+}
+
 CALL(int, socketpair, DESCRIPTOR, "", EMFILE, (int a, int b, int c, int fds[2]), (a, b, c, fds))
 CALL(int, memfd_create, DESCRIPTOR, a, EMFILE, (const char *a, unsigned f), (a, f))
 CALL(int, epoll_create1, DESCRIPTOR, "", EMFILE, (int f), (f))

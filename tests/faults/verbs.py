@@ -6,16 +6,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import socket
 import struct
 import tarfile
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from tests.faults.stage import RemoteError, Stage
+from tests.faults.stage import Stage
+from tests.kernel.conftest import BUSYBOX, eventually
 
 Step = Callable[[Stage], object]
-VE, OTHER, TEMPLATE = "subject", "bystander", "imported"
+VE, TEMPLATE = "subject", "imported"
 _COMMAND = {"argv": ["echo", "here"], "env": {"A": "b"}, "cwd": "/tmp", "user": "user", "tty": False}
 
 
@@ -36,7 +39,7 @@ class Scenario:
     roles: tuple[str, ...] = ("daemon",)
     final: bool = False
     rules: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False  # on a host where no VE has been started yet
 
 
 def create(name: str = VE, template: str = "bb", **settings: str) -> Step:
@@ -84,6 +87,11 @@ def run(stage: Stage) -> None:
                         "command": {**_COMMAND, "user": "root"}})
 
 
+def gone(stage: Stage) -> None:
+    """An ephemeral VE goes with its command, in the background."""
+    eventually(lambda: "ephemeral" not in [ve["name"] for ve in stage.call("List")["ves"]], "it stays")
+
+
 def _run(stage: Stage, method: str, parameters: dict[str, Any]) -> None:
     reader, writer = os.pipe()
     try:
@@ -104,8 +112,6 @@ def _run(stage: Stage, method: str, parameters: dict[str, Any]) -> None:
 
 
 def execute_on_terminal(stage: Stage) -> None:
-    import socket  # noqa: PLC0415
-
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(20)
@@ -132,6 +138,10 @@ def _archive() -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = size, 0o4755
             archive.addfile(entry, io.BytesIO(bytes([7]) * size))
+        with open(BUSYBOX, "rb") as busybox:
+            entry = tarfile.TarInfo("bin/true")
+            entry.size, entry.mode = os.fstat(busybox.fileno()).st_size, 0o755
+            archive.addfile(entry, busybox)
         for name, kind, target in (("etc/link", tarfile.SYMTYPE, "hosts"), ("bin/bash", tarfile.LNKTYPE, "bin/sh")):
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname = kind, target
@@ -142,24 +152,38 @@ def _archive() -> bytes:
     return text.getvalue()
 
 
-_ARCHIVE = _archive()
+ARCHIVE = _archive()
+
+
+def feed(writer: int) -> None:
+    """More than a pipe holds; whoever reads may stop before the end."""
+    with contextlib.suppress(BrokenPipeError), open(writer, "wb") as file:
+        file.write(ARCHIVE)
 
 
 def import_template(stage: Stage) -> None:
     reader, writer = os.pipe()
-    with open(writer, "wb") as file:
-        file.write(_ARCHIVE)
+    feeder = threading.Thread(target=feed, args=(writer,))
+    feeder.start()
     try:
         stage.call("ImportTemplate", [reader], name=TEMPLATE, description="a test", archive=0)
     finally:
         os.close(reader)
+        feeder.join()
 
 
-def reboot(stage: Stage) -> None:
-    raise NotImplementedError
+
+def all_anew(stage: Stage) -> None:
+    """As after a shutdown."""
+    destroy()(stage)
+    stage.call("Shutdown")
+    for service in stage.services.values():
+        service.wait(20)
+    stage.begin()
 
 
-KEEPER = ("daemon", "keeper", "helper", "inside")
+KEEPER = ("daemon", "keeper")
+ENTERING = (*KEEPER, "helper", "inside")
 _running = both(create(), start())
 _gone = destroy()
 
@@ -174,20 +198,21 @@ SCENARIOS = [
              both(create(description="none"), start()), _gone),
     Scenario("set network", settings(network="none"), settings(network="bridge"), create(), _gone),
     Scenario("start, the first", start(), both(_gone, create()), create(), _gone, KEEPER),
+    Scenario("start, the first of all", start(), both(all_anew, create()), create(), _gone, rules=True, alone=True),
     Scenario("start, a later", start(), kill(), both(_running, kill()), _gone, KEEPER),
     Scenario("start with its own init", start(), kill(), both(create(template="bbinit"), start(), kill()), _gone,
-             ("helper", "inside")),
+             ("daemon", "keeper")),
     Scenario("start without a network", start(), kill(), both(create(network="none"), start(), kill()), _gone,
-             ("daemon", "helper")),
+             ("daemon", "keeper")),
     Scenario("stop", stop, start(), _running, _gone, ("daemon", "keeper"), final=True),
     Scenario("stop --kill", kill(), start(), _running, _gone, ("daemon", "keeper"), final=True),
     Scenario("restart", calling("Restart", name=VE, timeout=20), nothing, _running, _gone, KEEPER, final=True),
     Scenario("suspend", calling("Suspend", name=VE), calling("Resume", name=VE), _running, _gone),
     Scenario("resume", calling("Resume", name=VE), calling("Suspend", name=VE),
              both(_running, calling("Suspend", name=VE)), _gone),
-    Scenario("exec", execute, nothing, _running, _gone, KEEPER),
-    Scenario("exec -t", execute_on_terminal, nothing, _running, _gone, KEEPER),
-    Scenario("run", run, nothing, roles=KEEPER),
+    Scenario("exec", execute, nothing, _running, _gone, ENTERING),
+    Scenario("exec -t", execute_on_terminal, nothing, _running, _gone, ENTERING),
+    Scenario("run", run, gone, roles=ENTERING),
     Scenario("template import", import_template, calling("RemoveTemplate", name=TEMPLATE)),
     Scenario("template remove", calling("RemoveTemplate", name=TEMPLATE), import_template, import_template,
              calling("RemoveTemplate", name=TEMPLATE), final=True),
@@ -195,4 +220,3 @@ SCENARIOS = [
     Scenario("show", calling("Show", name=VE), nothing, _running, _gone, ("daemon", "keeper")),
     Scenario("start --dry-run", calling("Plan", name=VE), nothing, create(), _gone),
 ]
-__all__ = ["OTHER", "SCENARIOS", "TEMPLATE", "VE", "RemoteError", "Scenario", "contextlib"]

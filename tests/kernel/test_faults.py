@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls of every verb fail: a few of each here, all of them by `python -m tests.faults`."""
+
+import os
+import random
+import secrets
+
+import pytest
+
+from tests.faults.inject import Outcome, count_calls, inject
+from tests.faults.stage import made_stage
+from tests.faults.verbs import SCENARIOS
+
+POINTS = int(os.environ.get("VEMGR_FAULT_POINTS", "5"))  # of each role in each verb
+SEED = int(os.environ.get("VEMGR_FAULT_SEED", secrets.randbelow(1 << 32)))
+
+
+@pytest.fixture(scope="module")
+def stage(can_run_ves):
+    with made_stage() as made:
+        yield made
+
+
+@pytest.fixture
+def its_stage(request, scenario):
+    """That of all scenarios, or one of its own."""
+    if not scenario.alone:
+        yield request.getfixturevalue("stage")
+        return
+    with made_stage(alone=True) as made:
+        yield made
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_a_call_fails(can_run_ves, its_stage, scenario):
+    stage = its_stage
+    print(f"seed {SEED}")
+    outcome = Outcome()
+    scenario.base(stage)
+    for role in scenario.roles:
+        count_calls(stage, scenario, role)  # what the first time makes for good
+        before = stage.settled(rules=scenario.rules)
+        count = count_calls(stage, scenario, role)
+        chance = random.Random(f"{SEED}/{scenario.name}/{role}")
+        points = sorted(chance.sample(range(1, count + 1), min(POINTS, count)))
+        inject(stage, scenario, role, points, before, outcome)
+    scenario.clear(stage)
+    assert not outcome.wrong, outcome.wrong
+    assert outcome.points, "no call was made"
