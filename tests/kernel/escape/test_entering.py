@@ -26,8 +26,11 @@ def comm(pid):
 def through(path):
     os.close(os.open(path, os.O_RDONLY))
 def ptrace(pid):
-    if libc.ptrace(0x4206, int(pid), 0, 0) < 0:  # PTRACE_SEIZE: does not stop it
+    if libc.ptrace(0x4206, int(pid), 0, 0) < 0:  # PTRACE_SEIZE
         raise OSError(ctypes.get_errno(), "ptrace")
+    libc.ptrace(0x4207, int(pid), 0, 0)  # PTRACE_INTERRUPT, as only what has stopped can be let go again
+    os.waitpid(int(pid), 0x40000000)
+    libc.ptrace(17, int(pid), 0, 0)
 ATTACKS = {
     "exe": lambda pid: through(f"/proc/{pid}/exe"), "mem": lambda pid: through(f"/proc/{pid}/mem"),
     "root": lambda pid: through(f"/proc/{pid}/root"), "cwd": lambda pid: through(f"/proc/{pid}/cwd"),
@@ -42,7 +45,8 @@ while time.monotonic() < deadline and seen < int(sys.argv[3]):
     for pid in now - old:
         try:
             if comm(pid) not in sys.argv[1].split(","):
-                continue
+                continue  # not yet, perhaps
+            old.add(pid)
             for name, attack in ATTACKS.items():
                 try:
                     attack(pid)
@@ -54,7 +58,7 @@ while time.monotonic() < deadline and seen < int(sys.argv[3]):
             seen += 1
         except OSError:
             continue
-    old = now
+    old &= now
 print(json.dumps([seen, {name: sorted(outcomes) for name, outcomes in got.items()}]))
 """
 ATTACKS = {"exe", "mem", "root", "cwd", "fd", "environ", "ns", "ptrace"}
