@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 TEMPLATE = "tiny"
 CLIENTS = 4
 _PATIENCE = 30.0  # seconds
+_COMING_UP = 120.0
 _LONGEST_SOCKET = 107  # unix(7), sun_path
 # As a careful administrator would set them for a small service; what this host cannot enforce is left out.
 _LIMITS = (
@@ -64,6 +65,7 @@ class Instance:
         self._environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "VEMGR_CONFIG": str(config)}
         self._clients: list[Client] = []
         try:
+            self._come_up()
             for name, tree in trees.items():
                 self.cli("template", "import", name, str(tree))
             self.client = self.new_client()
@@ -73,6 +75,17 @@ class Instance:
             with contextlib.suppress(Failed):  # the first error says more
                 self.close()
             raise
+
+    def _come_up(self) -> None:
+        """A daemon in a machine without KVM may need longer than the command line waits for it."""
+        deadline = time.monotonic() + _COMING_UP
+        while True:
+            try:
+                self.cli("host")
+                return
+            except Failed:
+                if time.monotonic() > deadline:
+                    raise
 
     @staticmethod
     def _install(path: Path) -> str:
