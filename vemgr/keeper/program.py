@@ -261,3 +261,8 @@ def encoded(text: str) -> bytes:
     if b"\0" in encoded:
         raise OSError(errno.EINVAL, "a zero byte in a text", text)
     return encoded
+
+
+def room_for(text: str) -> int:
+    """Bytes for a parameter whose value is now `text`, and in other VEs about as long."""
+    return max(64, 1 << len(encoded(text)).bit_length())

@@ -18,9 +18,9 @@ from typing import Any
 
 from vemgr.core.plan import Plan
 from vemgr.keeper.init import append_init
-from vemgr.keeper.program import CGROUP, CHANNEL, Data, Encoded, Program, Register
+from vemgr.keeper.program import CGROUP, CHANNEL, Data, Encoded, Program, Register, room_for
 from vemgr.keeper.protocol import channel_pair
-from vemgr.keeper.setup import Setup, room_for, shape
+from vemgr.keeper.setup import Setup, shape
 from vemgr.keeper.spawner import Spawner
 from vemgr.kernel import libc, namespaces, netlink
 
