@@ -6,24 +6,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import Any
 
-from tests.faults.inject import Outcome, count_calls, inject
+from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS, Scenario
 
 
-def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome) -> int:
+def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome, how: dict[str, Any]) -> int:
     """All points from `first` on in one stage; returns the next one, after one that went wrong, or 0."""
     at = first
     try:
         with made_stage(alone=scenario.alone) as stage:
             scenario.base(stage)
-            count_calls(stage, scenario, role)
+            count_calls(stage, scenario, role, **how)
             before = stage.settled(rules=scenario.rules)
-            count = count_calls(stage, scenario, role)
+            count = count_calls(stage, scenario, role, **how)
             stage.await_picture(before, why="untouched", rules=scenario.rules)
             for at in range(first, count + 1):
-                inject(stage, scenario, role, [at], before, outcome)
+                inject(stage, scenario, role, [at], before, outcome, **how)
             scenario.clear(stage)
     except Exception as error:
         outcome.wrong.append(f"{type(error).__name__}: {error} at {at}")
@@ -36,6 +37,8 @@ def main() -> int:
     parser.add_argument("only", nargs="*", help="words of scenarios")
     parser.add_argument("--role", action="append")
     parser.add_argument("-v", action="store_true")
+    parser.add_argument("--shortage", choices=list(SHORTAGES), default="", help="from the N-th call on, all fail that "
+                        "need it")
     options = parser.parse_args()
     points = wrong = 0
     for scenario in SCENARIOS:
@@ -48,7 +51,7 @@ def main() -> int:
             outcome = Outcome()
             at = 1
             while at:
-                at = sweep(scenario, role, at, outcome)
+                at = sweep(scenario, role, at, outcome, SHORTAGES[options.shortage])
             print(f"{scenario.name}, {role}: {outcome.points} points, {outcome.tolerated.total()} tolerated, "
                   f"{len(outcome.wrong)} WRONG, {time.monotonic() - began:.1f} s", flush=True)
             points += outcome.points

@@ -156,9 +156,9 @@ ssize_t write(int fd, const void *data, size_t size)
 }
 
 CALL(ssize_t, writev, SPACE, "", ENOSPC, (int fd, const struct iovec *v, int n), (fd, v, n))
-CALL(int, fsync, SPACE, "", EIO, (int fd), (fd))
-CALL(int, fdatasync, SPACE, "", EIO, (int fd), (fd))
-CALL(int, syncfs, SPACE, "", EIO, (int fd), (fd))
+CALL(int, fsync, OTHER, "", EIO, (int fd), (fd))
+CALL(int, fdatasync, OTHER, "", EIO, (int fd), (fd))
+CALL(int, syncfs, OTHER, "", EIO, (int fd), (fd))
 CALL(int, ftruncate64, SPACE, "", ENOSPC, (int fd, off64_t size), (fd, size))
 CALL(int, rename, SPACE, a, ENOSPC, (const char *a, const char *b), (a, b))
 CALL(int, renameat, SPACE, a, ENOSPC, (int f, const char *a, int g, const char *b), (f, a, g, b))

@@ -4,16 +4,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.faults.stage import ALL, Hit, Stage
+from tests.faults.stage import ALL, DESCRIPTOR, MEMORY, PROCESS, SPACE, Hit, Stage
 from tests.faults.verbs import Scenario
 from vemgr.api.client import RemoteError
+
+#: What a host may run out of, and get again after the verb: all calls that need it fail from the N-th on.
+SHORTAGES: dict[str, dict[str, Any]] = {
+    "": {}, "space": {"kinds": SPACE, "on": True}, "half a write": {"kinds": SPACE, "shortened": True},
+    "descriptors": {"kinds": DESCRIPTOR, "on": True}, "memory": {"kinds": MEMORY, "on": True},
+    "processes": {"kinds": PROCESS, "on": True},
+}
+
+
+_WANTS = (errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
+_RELIEF = 3.0  # seconds that a shortage lasts
 
 
 @dataclass
@@ -46,10 +59,14 @@ def inject(stage: Stage, scenario: Scenario, role: str, points: Iterable[int], b
         pids = stage.pids()
         stage.faults.arm(role, at, kinds=kinds, on=on, shortened=shortened)
         error = None
+        relief = threading.Timer(_RELIEF, stage.faults.relieve)
+        relief.start()  # some things wait until it is over instead of failing
         try:
             scenario.act(stage)
         except RemoteError as failure:
             error = failure
+        finally:
+            relief.cancel()
         hit = stage.faults.disarm()
         if not hit.hits:
             assert error is None, f"{scenario.name}: {error} although nothing has failed"
@@ -63,7 +80,7 @@ def inject(stage: Stage, scenario: Scenario, role: str, points: Iterable[int], b
             scenario.undo(stage)
         else:
             outcome.failed[f"{hit.call}({_plain(hit.about)}) -> {error.identifier}: {_plain(str(error))}"] += 1
-            why = unclear(error, hit)
+            why = unclear(error, hit, _WANTS if on else ())
             if why:
                 outcome.wrong.append(f"{where}: {why}: {error.identifier}: {error} {error.facts}")
         if scenario.final and error is not None:
@@ -87,12 +104,12 @@ def restore(stage: Stage, scenario: Scenario, before: dict[str, Any]) -> None:
         scenario.base(stage)
 
 
-def unclear(error: RemoteError, hit: Hit) -> str:
-    """Why a reader would not know what has failed, or ""."""
+def unclear(error: RemoteError, hit: Hit, others: Iterable[int] = ()) -> str:
+    """Why a reader would not know what has failed, or "". `others`: errno of what may have failed after it."""
     text = str(error)
     if "defect" in text:
         return "called a defect"
-    causes = (os.strerror(hit.code), "no space left", "no space is left", "no descriptor left")
+    causes = (*map(os.strerror, (hit.code, *others)), "no space left", "no space is left", "no descriptor left")
     return "" if any(cause in text for cause in causes) else "without its cause"
 
 

@@ -68,6 +68,10 @@ class Faults:
         control.call = control.about = b""
         control.role = ROLES[role]
 
+    def relieve(self) -> None:
+        """There is enough again; what has failed is still told."""
+        self._control.at = 0
+
     def disarm(self) -> Hit:
         control = self._control
         control.role = 0

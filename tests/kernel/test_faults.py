@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from tests.faults.inject import Outcome, count_calls, inject
+from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS
 
@@ -33,17 +33,28 @@ def its_stage(request, scenario):
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_call_fails(can_run_ves, its_stage, scenario):
-    stage = its_stage
+    sample(its_stage, scenario, POINTS)
+
+
+@pytest.mark.parametrize("shortage", [shortage for shortage in SHORTAGES if shortage])
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.name in (
+    "create", "set, running", "start, a later", "stop --kill", "destroy", "exec")], ids=lambda scenario: scenario.name)
+def test_a_shortage_until_the_verb_has_failed(stage, scenario, shortage):
+    """Undoing has to do without as well; afterwards all is there again."""
+    sample(stage, scenario, 2, **SHORTAGES[shortage])
+
+
+def sample(stage, scenario, number, **how):
     print(f"seed {SEED}")
     outcome = Outcome()
     scenario.base(stage)
     for role in scenario.roles:
-        count_calls(stage, scenario, role)  # what the first time makes for good
+        count_calls(stage, scenario, role, **how)  # what the first time makes for good
         before = stage.settled(rules=scenario.rules)
-        count = count_calls(stage, scenario, role)
-        chance = random.Random(f"{SEED}/{scenario.name}/{role}")
-        points = sorted(chance.sample(range(1, count + 1), min(POINTS, count)))
-        inject(stage, scenario, role, points, before, outcome)
+        count = count_calls(stage, scenario, role, **how)
+        chance = random.Random(f"{SEED}/{scenario.name}/{role}/{how}")
+        points = sorted(chance.sample(range(1, count + 1), min(number, count)))
+        inject(stage, scenario, role, points, before, outcome, **how)
     scenario.clear(stage)
     assert not outcome.wrong, outcome.wrong
-    assert outcome.points, "no call was made"
+    assert outcome.points or how, "no call was made"

@@ -20,6 +20,7 @@ import socket
 import stat
 import struct
 import termios
+import time
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -35,6 +36,7 @@ _ALL_NAMESPACES = (
     | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP | namespaces.CLONE_NEWTIME
 )
 _PASSWD_BOUND = 1 << 20
+_NAP = 0.05  # seconds
 _WINSIZE = 8  # bytes of a struct winsize
 
 
@@ -100,8 +102,16 @@ def _forget_signals() -> None:
 
 
 def _report(channel: socket.socket, operation: str, error: Exception) -> None:
-    with contextlib.suppress(OSError):
-        send(channel, {"event": "failed", **failure(operation, error)})
+    """For as long as it takes: without a word, the end of the conversation would count as success. The keeper ends us
+    after a while."""
+    told = False
+    while not told:
+        try:
+            send(channel, {"event": "failed", **failure(operation, error)})
+            told = True
+        except OSError as obstacle:
+            told = obstacle.errno not in (errno.ENOBUFS, errno.ENOMEM)
+            time.sleep(0 if told else _NAP)
 
 
 def _become_command(command: Command, filter_: bytes, stdio: list[int], channel: socket.socket) -> NoReturn:

@@ -27,6 +27,7 @@ _REAP = 10.0  # seconds for the keeper to report the end of an init that has bee
 # A VE that reboots as soon as it is up would keep the daemon busy: after a short life its next one begins later.
 _SHORT_LIFE = 10.0
 _REBOOT_DELAY = 2.0
+_DISCARD_DELAY, _DISCARD_DELAY_BOUND = 1.0, 60.0  # before an ephemeral VE that could not be removed is tried again
 
 
 class Ender:
@@ -190,21 +191,36 @@ class Ender:
                 instance.verb = ""
 
     async def discard(self, name: str) -> None:
-        """The command of an ephemeral VE has ended, or could not begin: the VE goes."""
+        """The command of an ephemeral VE has ended, or could not begin: the VE goes, if need be later."""
+        if not await self._try_to_discard(name):
+            self.in_background(self._discard_later(name))
+
+    async def _discard_later(self, name: str) -> None:
+        delay = _DISCARD_DELAY
+        while not await self._discard_after(delay, name):
+            delay = min(2 * delay, _DISCARD_DELAY_BOUND)
+
+    async def _discard_after(self, delay: float, name: str) -> bool:
+        await asyncio.sleep(delay)
+        return await self._try_to_discard(name)
+
+    async def _try_to_discard(self, name: str) -> bool:
+        """Whether there is nothing more to be done."""
         instance = self._instances.find(name)
         if instance is None or not instance.definition.ephemeral:
-            return
+            return True
         async with instance.lock:
             if not self._instances.holds(instance):
-                return  # destroyed meanwhile; a VE that has this name now is another
+                return True  # destroyed meanwhile; a VE that has this name now is another
             try:
                 if instance.running:
                     await self.stop(instance, 0.0)
                 gone = await self.remove(instance)
             except VemgrError as error:
                 log.error("ephemeral VE %s: %s", name, error)
-                return
+                return False
         await self.purge(gone)
+        return True
 
     async def on_keeper_lost(self) -> None:
         """The keeper's death ends its VEs (their inits ask for it with PR_SET_PDEATHSIG); make sure, and tidy up."""
