@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from tests.faults import programs
 from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS, Scenario
@@ -32,6 +33,16 @@ def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome, how: dict
     return 0
 
 
+def sweep_programs(scenario: Scenario, outcome: Outcome) -> None:
+    """What the set-up process and init do."""
+    with made_stage() as stage:
+        scenario.base(stage)
+        before = stage.settled()
+        for call, number in programs.points(stage, scenario):
+            programs.inject(stage, scenario, call, number, before, outcome)
+        scenario.clear(stage)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.faults", description=__doc__)
     parser.add_argument("only", nargs="*", help="words of scenarios")
@@ -44,12 +55,14 @@ def main() -> int:
     for scenario in SCENARIOS:
         if options.only and not any(word == scenario.name for word in options.only):
             continue
-        for role in scenario.roles:
+        for role in (*scenario.roles, *(["program"] if scenario.programs and not options.shortage else [])):
             if options.role and role not in options.role:
                 continue
             began = time.monotonic()
             outcome = Outcome()
-            at = 1
+            if role == "program":
+                sweep_programs(scenario, outcome)
+            at = int(role != "program")
             while at:
                 at = sweep(scenario, role, at, outcome, SHORTAGES[options.shortage])
             print(f"{scenario.name}, {role}: {outcome.points} points, {outcome.tolerated.total()} tolerated, "

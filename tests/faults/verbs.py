@@ -40,6 +40,7 @@ class Scenario:
     final: bool = False
     rules: bool = False
     alone: bool = False  # on a host where no VE has been started yet
+    programs: bool = False  # whether the spawner's children are made to fail as well
 
 
 def create(name: str = VE, template: str = "bb", **settings: str) -> Step:
@@ -197,11 +198,11 @@ SCENARIOS = [
     Scenario("set, running", settings(description="other"), settings(description="none"),
              both(create(description="none"), start()), _gone),
     Scenario("set network", settings(network="none"), settings(network="bridge"), create(), _gone),
-    Scenario("start, the first", start(), both(_gone, create()), create(), _gone, KEEPER),
+    Scenario("start, the first", start(), both(_gone, create()), create(), _gone, KEEPER, programs=True),
     Scenario("start, the first of all", start(), both(all_anew, create()), create(), _gone, rules=True, alone=True),
     Scenario("start, a later", start(), kill(), both(_running, kill()), _gone, KEEPER),
     Scenario("start with its own init", start(), kill(), both(create(template="bbinit"), start(), kill()), _gone,
-             ("daemon", "keeper")),
+             ("daemon", "keeper"), programs=True),
     Scenario("start without a network", start(), kill(), both(create(network="none"), start(), kill()), _gone,
              ("daemon", "keeper")),
     Scenario("stop", stop, start(), _running, _gone, ("daemon", "keeper"), final=True),

@@ -7,6 +7,7 @@ import secrets
 
 import pytest
 
+from tests.faults import programs
 from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS
@@ -42,6 +43,19 @@ def test_a_call_fails(can_run_ves, its_stage, scenario):
 def test_a_shortage_until_the_verb_has_failed(stage, scenario, shortage):
     """Undoing has to do without as well; afterwards all is there again."""
     sample(stage, scenario, 2, **SHORTAGES[shortage])
+
+
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.programs], ids=lambda scenario: scenario.name)
+def test_a_call_of_the_set_up_fails(stage, scenario):
+    print(f"seed {SEED}")
+    outcome = Outcome()
+    scenario.base(stage)
+    before = stage.settled()
+    for call, number in random.Random(SEED).sample(programs.points(stage, scenario), 5 * POINTS):
+        programs.inject(stage, scenario, call, number, before, outcome)
+    scenario.clear(stage)
+    assert not outcome.wrong, outcome.wrong
+    assert outcome.points > 4 * POINTS, "strace makes no call fail"
 
 
 def sample(stage, scenario, number, **how):
