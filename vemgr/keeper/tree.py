@@ -74,8 +74,7 @@ class Tree:
             with program.descriptor() as fd:
                 program.call("openat", parent, temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644,
                              into=fd)
-                program.call("write", fd, content, length)
-                program.call("fchown", fd, self._owner, self._owner)
+                self._fill(fd, content, length, parent, temporary)
             renamed = program.call("renameat2", parent, temporary, parent, name, 0)
             program.expect(renamed, ANY_ERROR)
             program.call("unlinkat", parent, temporary, 0)
@@ -83,6 +82,21 @@ class Tree:
             program.else_(renamed)
             for call in skipped:
                 program.expect(call, ANY_ERROR)
+
+    def _fill(self, fd: Register, content: Data, length: Register, parent: Register, temporary: Data) -> None:
+        """All of the content, or the new file goes again and the start fails. A disk that gets full takes a part."""
+        program, count = self.program, self.program.register()
+        written = program.call("write", fd, content, length, into=count)
+        whole = program.call("same", count, length)
+        owned = program.call("fchown", fd, self._owner, self._owner)
+        for call in (written, whole, owned):
+            program.expect(call, ANY_ERROR)
+        program.call("unlinkat", parent, temporary, 0)
+        program.call("fchown", fd, self._owner, self._owner)  # one of these two fails again, and is what is told
+        program.call("write", fd, content, length)
+        program.call("same", 0, 1)
+        program.else_(owned)
+        program.release(count)
 
     def _unless_begins(self, parent: Register, name: bytes, beginning: bytes) -> list[int]:
         """Go on if the file is absent or begins so; returns the calls whose failure says that it does not."""
