@@ -61,7 +61,8 @@ class Starter:
         definition, parts = instance.definition, self._parts
         parts.limits.check(definition.settings)
         template = await self.template(definition.template)
-        parts.template_verbs.check_stays(definition.template)
+        if definition.template == HOST_TEMPLATE:  # others cannot go while this VE stands on them
+            parts.template_verbs.check_stays(HOST_TEMPLATE)
         plan = await self._plan(definition, template)
         if definition.links:
             await parts.networking.prepare(definition.links)
