@@ -18,6 +18,8 @@ def test_defaults_and_keys():
     ({"nonsense": 1}, BadParameter), ({"state_dir": "/x"}, BadParameter), ({"state-dir": 5}, BadValue),
     ({"state-dir": "x"}, BadValue), ({"run-dir": ""}, BadValue), ({"id-first": "5"}, BadValue),
     ({"id-first": True}, BadValue), ({"bridge": ["x"]}, BadValue), ({"networks": {}}, BadParameter),
+    ({"state-dir": "/a\0b"}, BadValue), ({"id-first": 0}, BadValue), ({"id-last": 1 << 32}, BadValue),
+    ({"id-first": 2**31, "id-last": 2**30}, BadValue), ({"id-last": 10**5000}, BadValue),
 ])
 def test_what_is_wrong(document, error):
     with pytest.raises(error):

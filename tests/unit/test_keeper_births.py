@@ -2,6 +2,7 @@
 """The keeper's requests and births on sockets, with ordinary processes in the place of VEs."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from vemgr.keeper import births, server
+from vemgr.keeper import births, server, spawn
 from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.protocol import VERSION, channel_pair, receive, send
@@ -176,6 +177,8 @@ def test_a_long_list_waits_for_its_reader(world):
 @pytest.mark.parametrize("data", [
     b'{"id": 5, "call": "nonsense"}', b'{"id": 5, "call": "exec", "ve": "web1"}', b'{"id": 5, "call": "start"}',
     b'{"id": 5, "call": "attach"}', b'{"id": 5}', b'{"id": 5, "call": ["list"]}', b'{"id": 5, "call',
+    b'{"id": 5, "call": "%s"}' % (b"x" * 199_000), b'{"id": 5, "call": "%s"}' % (b"\x01" * 30_000),
+    b'{"id": 5, "call": "start", "plan": "%s"}' % (b"x" * 199_000),
 ])
 def test_every_request_is_answered(world, data):
     daemon = world.daemon()
@@ -183,6 +186,26 @@ def test_every_request_is_answered(world, data):
     answer = world.hear(daemon)
     assert (answer["event"], answer["id"]) == ("failed", 5) and answer["error"]
     assert world.ask(daemon, "list", 6)["event"] == "listed"
+
+
+def test_a_request_with_a_number_that_is_none_is_answered(world):
+    daemon = world.daemon()
+    daemon.send(b'{"id": "%s", "call": "list"}' % (b"x" * 199_960))
+    answer = world.hear(daemon)
+    assert (answer["event"], answer["id"]) == ("failed", 0)
+    assert world.ask(daemon, "list", 6)["event"] == "listed"
+
+
+@pytest.mark.parametrize("report", [
+    b"x", bytes(11), struct.pack("=III", 4, 0, 0), struct.pack("=III", 2**32 - 1, 0, 0)])
+def test_reports_that_are_none(report):
+    program = spawn.BirthProgram.__new__(spawn.BirthProgram)
+    program.channel, theirs = channel_pair()
+    with program.channel, theirs:
+        before = os.listdir("/proc/self/fd")
+        socket.send_fds(theirs, [report], [0, 1])
+        assert program.receive() == ({"damaged": errno.EBADMSG}, [])
+        assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_command(world):

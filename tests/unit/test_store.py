@@ -157,12 +157,16 @@ def test_a_crash_after_each_call(tmp_path, action):
                                   "format = 1\nve = 5", "\0", "format = 1\n[ve]\ntemplate='x'\nid-base='x'\ncreated=''",
                                   "format=1\n[ve]\ntemplate='x'\nid-base=1\ncreated=''\n[settings]\nmemory='1X'",
                                   "format=1\n[ve]\ntemplate='x'\nid-base=1\ncreated=''\n[settings]\nnonsense='1'",
-                                  "format=1\nsettings=3\n[ve]\ntemplate='x'\nid-base=1\ncreated=''"])
+                                  "format=1\nsettings=3\n[ve]\ntemplate='x'\nid-base=1\ncreated=''",
+                                  "format=1\nsettings=3\n[ve]\ntemplate='x'\nid-base=1879048192\ncreated=''",
+                                  "format=1\n[ve]\ntemplate='x'\nid-base=inf\ncreated=''", "x = " + "[" * 5000,
+                                  "\udcff", "format = " + "9" * 5000])
 def test_a_broken_definition_says_where_to_mend_it(store, text):
     os.mkdir(store.path("web1"))
     path = f"{store.path('web1')}/config.toml"
-    with open(path, "w") as file:
+    with open(path, "w", errors="surrogateescape") as file:
         file.write(text)
+    assert store.salvage("web1").template == "?"
     with pytest.raises(VemgrError, match="web1") as broken:
         store.load("web1")
     assert broken.value.remedy == f"mend {path}" and broken.value.exit_code == 3

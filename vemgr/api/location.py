@@ -19,5 +19,5 @@ def load_config(path: str) -> HostConfig:
             return HostConfig.from_mapping(tomllib.load(file))
     except FileNotFoundError:
         return HostConfig()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the parser gives up at a thousand brackets
         raise SystemFailure(f"{path} cannot be read: {error}", path=path) from error

@@ -116,6 +116,8 @@ class Connection:
         self._descriptors += fds
         # The kernel drops descriptors when we have no number free for them.
         self._damaged = self._damaged or bool(flags & socket.MSG_CTRUNC) or len(self._descriptors) > _MOST_DESCRIPTORS
+        if self._damaged:
+            self._drop_descriptors()  # or a message in a million parts could bring all that we may have
         if not data or len(self._message) > _MESSAGE_BOUND:
             self._close()
         elif data.endswith(b"\0"):
@@ -195,11 +197,14 @@ class Connection:
         if self._reading:
             self._loop.remove_reader(self._fd)
         self._socket.close()
+        self._drop_descriptors()
+        self._reading = False
+        self._server.connections.discard(self)
+
+    def _drop_descriptors(self) -> None:
         for fd in self._descriptors:
             os.close(fd)
         self._descriptors = []
-        self._reading = False
-        self._server.connections.discard(self)
 
 
 class _NoCallError(Exception):

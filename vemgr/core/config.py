@@ -216,6 +216,8 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
         setting = BY_KEY.get(key)
         if setting is None:
             raise BadParameter(f"unknown setting: {key}", remedy=f"there are: {', '.join(BY_KEY)}", field=key)
+        if not _is_encodable(text):  # it could not be written down
+            raise BadValue(key, ascii(text)[:80], "a character in it cannot be encoded")
         if text == "default":
             values[setting.attribute] = getattr(DEFAULTS, setting.attribute)
         else:
@@ -253,6 +255,14 @@ def wished_links(settings: Settings) -> tuple[Link, ...]:
     first = Link(first.network, next((a for a in addresses if ":" not in a), ""),
                  next((a for a in addresses if ":" in a), ""), settings.mac or first.mac)
     return (first, *others)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def show_settings(settings: Settings, *, all_: bool = False) -> dict[str, str]:

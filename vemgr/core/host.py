@@ -15,6 +15,7 @@ from vemgr.core.networks import KEYS, NetworkConfig, parse_networks
 # /etc/subuid default and no nspawn uses.
 _FIRST_ID = 0x70000000
 _LAST_ID = 0x7FFFFFFF
+_NO_ID = 0xFFFFFFFF  # (uid_t)-1
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,14 @@ class HostConfig:
             if type(value) is not wanted:
                 raise BadValue(key, value, f"not a {'number' if wanted is int else 'text'}")
             values[known[key].name] = value
+            if isinstance(value, str) and not value.isprintable():
+                raise BadValue(key, ascii(value)[:80], "a character in it cannot be printed")
         config = HostConfig(**values)
         for name in ("state_dir", "run_dir"):
             if not getattr(config, name).startswith("/"):
                 raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")
+        if not 0 < config.id_first <= config.id_last < _NO_ID:
+            raise BadValue("id-first", f"{config.id_first:#x}", "not a range of user ids with id-last")
         return config
 
     @property

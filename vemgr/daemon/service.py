@@ -7,6 +7,7 @@ import asyncio
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -122,6 +123,8 @@ class DaemonService:
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]:
         with self._parts.template_verbs.held(name, "import"):
             with storage_errors(f"read the archive of template {name}"):
+                if stat.S_ISDIR(os.fstat(archive).st_mode):
+                    raise BadValue("archive", archive, "a directory, which cannot be read from")
                 copy = os.dup(archive)
             with os.fdopen(copy, "rb") as stream:
                 template = await asyncio.get_running_loop().run_in_executor(
@@ -171,13 +174,14 @@ def _seconds(timeout: int | None) -> float | None:
 def _socket_type(fd: int) -> int:
     """0 for what is no local socket."""
     with storage_errors("look at the stream"):
-        copy = socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with copy:
-        try:
-            domain = copy.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
-            return copy.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) if domain == socket.AF_UNIX else 0
-        except OSError:
-            return 0
+        copy = os.dup(fd)
+    try:
+        stream = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return 0
+    with stream:
+        return stream.type if stream.family == socket.AF_UNIX else 0
 
 
 def _check_command(command: Command, stdio: list[int]) -> None:
@@ -189,7 +193,11 @@ def _check_command(command: Command, stdio: list[int]) -> None:
         raise BadValue("command", "\\0", "a command cannot hold a zero byte")
     if command["cwd"] and not command["cwd"].startswith("/"):
         raise BadValue("cwd", command["cwd"], "not an absolute path")
-    if sum(len(os.fsencode(text)) for text in texts) > _LONGEST_COMMAND:
+    try:
+        length = sum(len(os.fsencode(text)) for text in texts)
+    except UnicodeEncodeError:  # half of a pair of surrogates; those that stand for a byte pass
+        raise BadValue("command", "\\ud800", "a character in it cannot be encoded") from None
+    if length > _LONGEST_COMMAND:
         raise BadValue("command", "...", f"longer than {_LONGEST_COMMAND} bytes in all",
                        remedy="write it to a file or pass it on standard input")
 

@@ -17,6 +17,7 @@ from typing import Any
 VERSION = 4
 
 MESSAGE_BOUND = 200_000  # bytes of an encoded message; what both ends have room for, see `make_room`
+_LONGEST_REASON = 1000  # characters
 # Not in Python's socket module: SO_SNDBUF beyond net.core.wmem_max, for the privileged.
 _SO_SNDBUFFORCE = 32
 _FD = array.array("i")
@@ -96,7 +97,7 @@ def check_complete(message: dict[str, Any]) -> None:
 def failure(operation: str, error: Exception) -> dict[str, Any]:
     """What a `failed` message tells of `error`."""
     if not isinstance(error, OSError):
-        error = OSError(0, f"{type(error).__name__}: {error}")
+        error = OSError(0, f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
     path = error.filename or ""
     return {"operation": operation, "errno": error.errno or 0, "error": error.strerror or str(error),
             "path": os.fsdecode(path) if isinstance(path, bytes) else str(path)}

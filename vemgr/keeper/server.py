@@ -28,6 +28,7 @@ log = logging.getLogger("vemgr.keeper")
 
 _PART = 500  # children in one message of a list
 _STEPS = {"start": "fork the set-up process", "exec": "fork the entering process"}  # where a request fails at once
+_LONGEST_WORD = 40  # of a request, in what is said about it
 _FAREWELL = 2.0  # seconds for the daemon to read that we end
 
 
@@ -81,14 +82,15 @@ class Keeper:
             previous, self._daemon = self._daemon, connection
             if previous is not None:
                 previous.close()
-        call = str(message.get("call", "request"))
+        call = str(message.get("call", "request"))[:_LONGEST_WORD]
         try:
             check_complete(message)
             _REQUESTS[call](self, connection, message, fds)
         except Exception as error:  # whatever it is, the daemon waits for an answer
             if not isinstance(error, OSError):
                 log.error("request %s", call, exc_info=error)
-            connection.tell({"event": "failed", "id": message.get("id", 0),
+            number = message.get("id")
+            connection.tell({"event": "failed", "id": number if isinstance(number, int) else 0,
                              **failure(_STEPS.get(call, call), error)})
 
     def _start(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
@@ -125,7 +127,8 @@ class Keeper:
             self._children.take(child)
 
     def _attach(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
-        channel = socket.fromfd(fds[0], socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel = socket.socket(fileno=fds[0])
+        fds.pop(0)  # ours from now on
         try:
             _check_kind(channel)
             refusal = self._consoles.attach(message["ve"], channel, writes=message["writes"], force=message["force"])

@@ -30,7 +30,8 @@ _INIT_NAMESPACES = (
 )
 _AT_FDCWD = -100
 _FAILED, _CLONED, _CONSOLE, _GOING = range(4)  # kinds of reports
-_REPORT = struct.Struct("=III")  # kind; for a failure the position of the call and errno, else a number
+_EVENTS = ("failed", "cloned", "console", "going")
+_REPORT = struct.Struct("=IIi")  # kind; for a failure the position of the call and errno, else a number
 _NOSIGNAL = 0x4000
 _MOST_FDS = 2
 _PIPE_BUFFER = 8
@@ -62,14 +63,17 @@ class BirthProgram:
         data, fds, flags, _ = socket.recv_fds(self.channel, 4096, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return None, fds
-        if flags & socket.MSG_CTRUNC:
+        damage = errno.EMFILE if flags & socket.MSG_CTRUNC else 0
+        kind, number, code = _REPORT.unpack_from(data.ljust(_REPORT.size, b"\0"))
+        if len(data) < _REPORT.size or kind >= len(_EVENTS):
+            damage = damage or errno.EBADMSG
+        if damage:
             for fd in fds:
                 os.close(fd)
-            return {"damaged": errno.EMFILE}, []
-        kind, number, code = _REPORT.unpack_from(data)
+            return {"damaged": damage}, []
         if kind == _FAILED:
             return {"event": "failed", **self._failure(number, code, data[_REPORT.size:])}, fds
-        return {"event": ("", "cloned", "console", "going")[kind], "pid": number}, fds
+        return {"event": _EVENTS[kind], "pid": number}, fds
 
     def _failure(self, position: int, code: int, detail: bytes) -> dict[str, Any]:
         subject = self._program.subject(position)

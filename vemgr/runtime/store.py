@@ -30,6 +30,9 @@ from vemgr.kernel.removal import remove_tree
 log = logging.getLogger(__name__)
 
 FORMAT = 2
+# What comes of a text that is no TOML, or of tables where there should be texts. A thousand brackets are too deep for
+# the parser, and infinity is too large to be a number of ids.
+_NO_DEFINITION = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 _READABLE = (1, FORMAT)  # 1: one link, to the network "bridge", with its address under `address`
 _STARTED = "started"  # a file beside the definition
 _HIGHEST_ID = 1 << 32
@@ -68,17 +71,17 @@ class Store:
                 known = self._read.get(name)
                 if known is not None and known[0] == version:
                     return self._marked(known[1])
-                with open(path, encoding="utf-8") as file:
-                    text = file.read()
+                with open(path, "rb") as file:
+                    content = file.read()
         except SystemFailure as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise NoSuchVE(name) from None
             raise
         try:
-            definition = _parse(name, text)
+            definition = _parse(name, content.decode())
             self._read[name] = version, definition
             return self._marked(definition)
-        except (KeyError, ValueError, TypeError) as error:
+        except _NO_DEFINITION as error:
             raise Broken(f"the definition of VE {name} cannot be read: {error}", remedy=f"mend {path}",
                          path=path) from error
         except VemgrError as error:
@@ -91,11 +94,11 @@ class Store:
         ve: dict[str, object] = {}
         id_base = 0
         links: tuple[Link, ...] = ()
-        with suppress(OSError, ValueError, AttributeError), open(f"{self.path(name)}/config.toml", "rb") as file:
+        with suppress(OSError, *_NO_DEFINITION), open(f"{self.path(name)}/config.toml", "rb") as file:
             ve = tomllib.load(file).get("ve", {})
-        with suppress(ValueError, TypeError, AttributeError):
+        with suppress(*_NO_DEFINITION):
             id_base = int(str(ve.get("id-base")))
-        with suppress(ValueError, AttributeError, TypeError, BadValue):
+        with suppress(BadValue, *_NO_DEFINITION):
             links = _links(ve)
         with suppress(OSError):
             id_base = id_base or os.stat(f"{self.path(name)}/data/0/upper").st_uid

@@ -83,7 +83,7 @@ def _read(directory: Path) -> Record:
         return _parse(text)
     except FileNotFoundError:
         raise TemplateNotFound(name, f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as why:
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as why:
         if isinstance(why, OSError) and why.errno in SHORTAGES:
             raise SystemFailure(f"template {name} cannot be read: {why.strerror}", path=path, errno=why.errno) from why
         raise TemplateUnusable(
