@@ -131,7 +131,8 @@ def test_the_level_says_the_same_as_the_shares(capacity, claims):
     (2000, [Claim(700, 500), Claim()], [500, 1500]),
     (0, [Claim(10), Claim()], [0, 0]),
     # Limits at levels that are very near to each other: the key of the order must tell them apart.
-    (1999, [Claim(limit=1000, weight=MOST_WEIGHT - 1), Claim(limit=1000, weight=MOST_WEIGHT)], [999, 1000]),
+    (3 * 10**9, [Claim(limit=10**9, weight=MOST_WEIGHT - 1), Claim(limit=10**9, weight=MOST_WEIGHT),
+                 Claim(weight=MOST_WEIGHT)], [999999523, 1000000000, 1000000476]),
 ])
 def test_by_hand(capacity, claims, shares):
     assert fill(capacity, claims).shares == shares
