@@ -6,22 +6,17 @@ Until the tables are back, VEs could send from any address and the host's loopba
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
-import struct
 
-from vemgr.kernel import netlink
+from vemgr.kernel import netlink, packet_filter
 
 NETLINK_NETFILTER, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES = 12, 1, 7
-SO_ATTACH_FILTER = 26
 _NFTABLES = 10 << 8  # the subsystem, in a message's type
 _NEWSETELEM, _DELSETELEM, _NEWGEN = 12, 14, 15
 #: NFT_MSG_DELTABLE, DELCHAIN, DELRULE, DELSET: each has its table's name as attribute 1
 _REMOVALS = {_NFTABLES | kind for kind in (2, 5, 8, 11)}
 _NFGEN_SIZE = 4
-_FILTER = struct.Struct("=HBBI")
-_LOAD_HALF, _JUMP_EQUAL, _RETURN = 0x28, 0x15, 0x06
 
 
 class TableWatch:
@@ -47,14 +42,15 @@ class TableWatch:
 
     def _attach_filter(self) -> None:
         """Let no message wake us that begins with a change of elements, as ours do at each start of a VE."""
-        program = [_FILTER.pack(_LOAD_HALF, 0, 0, 4)]  # the type of the first message, which BPF takes as big-endian
         passed_over = (_NEWSETELEM, _DELSETELEM, _NEWGEN)
-        for position, kind in enumerate(passed_over):
-            program.append(_FILTER.pack(_JUMP_EQUAL, len(passed_over) - position, 0, socket.htons(_NFTABLES | kind)))
-        program += [_FILTER.pack(_RETURN, 0, 0, 0xFFFFFFFF), _FILTER.pack(_RETURN, 0, 0, 0)]
-        code = ctypes.create_string_buffer(b"".join(program))
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
-                                struct.pack("@HP", len(program), ctypes.addressof(code)))
+        packet_filter.attach(self._socket, [
+            # The type of the first message, which BPF takes as big-endian.
+            (packet_filter.LOAD_HALF, 0, 0, 4),
+            *((packet_filter.JUMP_EQUAL, len(passed_over) - position, 0, socket.htons(_NFTABLES | kind))
+              for position, kind in enumerate(passed_over)),
+            (packet_filter.RETURN, 0, 0, packet_filter.PASS),
+            (packet_filter.RETURN, 0, 0, packet_filter.DROP),
+        ])
 
     def removed(self) -> bool:
         """Whether what has happened since the last call removed anything of our tables. Does not wait."""

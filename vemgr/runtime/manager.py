@@ -174,6 +174,7 @@ class Manager:
                 after = replace(after, links=self._addressing.links(name, settings, before))
             instance.definition = after  # before anything waits: its address is taken from now on
             try:
+                await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
                 await self._apply_and_save(instance, after)
             except BaseException:
                 instance.definition = before

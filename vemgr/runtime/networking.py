@@ -22,6 +22,7 @@ from vemgr.kernel.sysctl import has_ipv6
 from vemgr.kernel.table_watch import TableWatch
 from vemgr.kernel.veth import End, host_ifname, inside_messages, loopback_messages, port_prefix
 from vemgr.runtime.attachments import Attachment, Attachments
+from vemgr.runtime.foreign_hosts import ForeignHosts
 from vemgr.runtime.forwarding import Forwarding
 from vemgr.runtime.published import Published
 from vemgr.runtime.resolver import resolv_conf_for
@@ -52,6 +53,7 @@ class Networking:
         self._mtu = 1500
         self._ipv6 = has_ipv6()
         self._published = Published()
+        self._foreign = ForeignHosts(self._prefix)
         self.attachments = Attachments(f"{config.run_dir}/network")
 
     # subnets and addresses
@@ -232,6 +234,10 @@ class Networking:
 
     # a VE's links
 
+    async def check_addresses(self, ve: str, links: Iterable[Link]) -> None:
+        """Raises `AddressInUse` when a host on the network that is no VE answers to an address of these links."""
+        await self._foreign.check(ve, [(link, self._bridges[link.network]) for link in links])
+
     async def connect(self, ve: str, links: Sequence[Link],
                       publish: tuple[Publication, ...]) -> tuple[list[bytes], list[bytes]]:
         """Prepare the host for a VE's links; returns the messages that make them, and those for their inside."""
@@ -401,6 +407,7 @@ class Networking:
         for bridge in self._bridges.values():
             bridge.close()
         self._unwatch()
+        self._foreign.close()
         if self._firewall is not None:
             self._firewall.close()
 

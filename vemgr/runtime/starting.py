@@ -66,6 +66,7 @@ class Starter:
         plan = await self._plan(definition, template)
         if definition.links:
             await parts.networking.prepare(definition.links)
+            await parts.networking.check_addresses(definition.name, definition.links)
         async with contextlib.AsyncExitStack() as undo:
             if parts.store.trees(definition, len(template.trees)):  # a few calls: a thread's wake-up takes longer
                 undo.push_async_callback(asyncio.to_thread, parts.store.drop_trees, definition.name)
