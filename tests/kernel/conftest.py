@@ -74,7 +74,7 @@ class Instance:
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True, timeout=20)
 
     def command(self, *arguments):
-        return ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-m", "vemgr.cli.main", *arguments]
+        return ["nsenter", f"--net=/run/netns/{self.netns}", sys.executable, "-m", "vemgr.cli", *arguments]
 
     def environment(self, **more):
         return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "VEMGR_CONFIG": str(self.config), **more}

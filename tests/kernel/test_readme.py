@@ -19,7 +19,7 @@ class Reader:
     def __init__(self, instance, directory):
         self.instance, self.bin = instance, directory
         self.program("sudo", 'exec "$@"')
-        self.program("vemgr", f'exec "{sys.executable}" -m vemgr.cli.main "$@"')
+        self.program("vemgr", f'exec "{sys.executable}" -m vemgr.cli "$@"')
 
     def program(self, name, text):
         (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")

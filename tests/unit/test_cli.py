@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from vemgr.api.client import RemoteError
+from vemgr.cli import __main__ as command
 from vemgr.cli import connection, execute
 from vemgr.cli import main as module
 from vemgr.cli.stdio import Stdio
@@ -67,8 +68,6 @@ def daemon(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, capfd):
     """As `main` runs it, in this process; returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr(module, "_fill_standard_descriptors", lambda: None)
-
     def one(*arguments):
         monkeypatch.setattr("sys.argv", ["vemgr", *arguments])
         with pytest.raises(SystemExit) as ending:
@@ -150,8 +149,8 @@ def test_show_several(daemon, run):
 
 
 def test_every_setting_is_an_option(daemon, run):
-    for command in (module.cli.commands["create"], module.cli.commands["set"], module.cli.commands["run"]):
-        options = {name for parameter in command.params if isinstance(parameter, click.Option)
+    for each in (module.cli.commands["create"], module.cli.commands["set"], module.cli.commands["run"]):
+        options = {name for parameter in each.params if isinstance(parameter, click.Option)
                    for name in parameter.opts}
         assert {setting.option for setting in SETTINGS} <= options
     arguments = [word for setting in SETTINGS for word in (setting.option, f"value of {setting.key}")]
@@ -331,7 +330,7 @@ def test_closed_standard_descriptors_are_filled():
         try:
             os.close(0)
             os.close(2)
-            module._fill_standard_descriptors()
+            command._fill_standard_descriptors()
             status = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 2)] != ["/dev/null"] * 2
         finally:
             os._exit(status)

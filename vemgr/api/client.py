@@ -17,6 +17,7 @@ from vemgr.core.errors import PermissionDenied, Unreachable, VemgrError
 
 INTERFACE = "org.vemgr.Manager"
 _MOST_DESCRIPTORS = 16
+ENDED = "the daemon ended while it was at work"
 
 
 class RemoteError(VemgrError):
@@ -36,6 +37,21 @@ class RemoteError(VemgrError):
 
 def exit_code_of(error: VemgrError) -> int:
     return error.code if isinstance(error, RemoteError) else error.exit_code
+
+
+def result_of(reply: bytes) -> dict[str, Any]:
+    """The parameters of a reply, without the zero byte at its end. Raises `RemoteError` for one that is an error."""
+    found = json.loads(reply)
+    if "error" in found:
+        raise RemoteError(found["error"], found.get("parameters") or {})
+    parameters: dict[str, Any] = found.get("parameters") or {}
+    return parameters
+
+
+def lost(why: str) -> Unreachable:
+    """The failure of a call that has been sent and not answered."""
+    return Unreachable(f"the connection to the daemon was lost: {why}",
+                       remedy="look whether what you asked for has happened, and try again")
 
 
 class Client:
@@ -65,14 +81,13 @@ class Client:
                 self._socket.sendall(message)
             data, received = self._receive()
         except OSError as error:
-            raise Unreachable(f"the connection to the daemon was lost: {error.strerror}",
-                              remedy="look whether what you asked for has happened, and try again") from error
-        reply = json.loads(data)
-        if "error" in reply:
+            raise lost(str(error.strerror)) from error
+        try:
+            answer = result_of(data)
+        except RemoteError:
             for fd in received:
                 os.close(fd)
-            raise RemoteError(reply["error"], reply.get("parameters") or {})
-        answer: dict[str, Any] = reply.get("parameters") or {}
+            raise
         if received:
             answer["descriptors"] = received
         return answer
@@ -83,7 +98,7 @@ class Client:
         while not data.endswith(b"\0"):
             chunk, fds, _, _ = socket.recv_fds(self._socket, 65536, _MOST_DESCRIPTORS)
             if not chunk:
-                raise ConnectionResetError(104, "the daemon ended while it was at work")
+                raise ConnectionResetError(104, ENDED)
             data += chunk
             received += fds
         return bytes(data[:-1]), received

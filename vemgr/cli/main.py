@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -13,7 +12,7 @@ import click
 
 import vemgr
 from vemgr.api import location
-from vemgr.api.client import Client, exit_code_of
+from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
 from vemgr.cli import connection, console, ending, execute, keys, logs, tables
 from vemgr.cli.networks import network
 from vemgr.cli.templates import template
@@ -391,22 +390,17 @@ def shutdown(context: click.Context, timeout: int | None) -> None:
     connected.await_end()
 
 
-def _fill_standard_descriptors() -> None:
-    """Open /dev/null where the caller has closed 0, 1 or 2: the next descriptor, which would be our connection to the
-    daemon, would take that number and go into the VE as the command's standard input."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
-
-
-def main() -> NoReturn:
-    _fill_standard_descriptors()
+def main(reply: bytes | None = None) -> NoReturn:
+    """`reply`: to a call that has been made already."""
     # Names may hold bytes that are no text here; showing them in another way is better than failing.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(ending.exit_code(lambda: cli(prog_name="vemgr", standalone_mode=False)))
+    sys.exit(ending.exit_code(lambda: cli(prog_name="vemgr", standalone_mode=False) if reply is None
+                              else _accept(reply)))
 
 
-if __name__ == "__main__":
-    main()
+def _accept(reply: bytes) -> None:
+    if not reply.endswith(b"\0"):
+        raise lost(ENDED)
+    result_of(reply[:-1])
