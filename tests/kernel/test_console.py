@@ -8,6 +8,7 @@ import signal
 import subprocess
 import termios
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -308,7 +309,7 @@ def test_a_flood_disturbs_nobody(own, make, terminal):
     assert (cpu_seconds(keeper) - used) / (time.monotonic() - began) < 0.15
     assert own.out("exec", flood, "--", "echo", "it lives") == "it lives\n"
     files = sorted(path.name for path in log_of(own, flood).iterdir())
-    assert files == ["console.log", "console.old.log"]
+    assert files == ["console.log", "console.old.log", "console.old.times.log", "console.times.log"]
     assert all(path.stat().st_size <= BOUND for path in log_of(own, flood).iterdir())
     assert len(own.out("logs", flood)) > BOUND // 2
     assert re.fullmatch(r"\[vemgr: .* started .*Z\]\nquiet\n", own.out("logs", quiet))
@@ -429,6 +430,28 @@ def test_the_log_of_a_stopped_ve(own, make):
     ends(own, ve)
     assert own.out("logs", ve).count("line 1") == 2
     assert own.show(ve)["console"].endswith("line 3\nend")
+
+
+def test_when_it_was_printed(own, make):
+    ve = make("echo one; sleep 2; printf tw; sleep 2; echo o; echo three")
+    follower = own.popen("logs", "--follow", "--timestamps", ve)
+    ends(own, ve)
+    text = own.out("logs", "--timestamps", ve)
+    stamps = dict(reversed(line.split(" ", 1)) for line in text.splitlines())
+    assert list(stamps)[1:] == ["one", "two", "three"]
+    first, second, third = (datetime.fromisoformat(stamps[line]) for line in ("one", "two", "three"))
+    assert second - first >= timedelta(seconds=1) and third - second >= timedelta(seconds=1)
+    assert [follower.stdout.readline() for _ in range(4)] == text.splitlines(keepends=True)
+    follower.kill()
+    follower.communicate()
+    assert own.out("logs", "--since", stamps["two"], ve) == "two\nthree\n"
+    assert own.out("logs", "--since", stamps["two"], "--tail", "1", ve) == "three\n"
+    assert own("logs", "--since", stamps["three"], "--raw", ve, text=False).stdout == b"o\r\nthree\r\n"
+    assert own.out("logs", "--since", (third + timedelta(seconds=1)).isoformat(), ve) == ""
+    assert own.out("logs", "--since", "1h", ve) == own.out("logs", ve)
+    assert own("logs", "--raw", ve, text=False).stdout == (log_of(own, ve) / "console.log").read_bytes()
+    assert "neither a duration" in own("logs", "--since", "soon", ve, code=21).stderr
+    own("logs", "--raw", "--timestamps", ve, code=20)
 
 
 def test_follow_across_restarts(own, make):

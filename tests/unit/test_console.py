@@ -16,8 +16,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vemgr.cli.keys import DetachKeys
+from vemgr.cli.log_reader import Reader
+from vemgr.cli.logs import parse_since
 from vemgr.cli.plain import Plain
-from vemgr.core.console import DATA, ENDED, GONE, LOG, LOG_BOUND, LOG_OLDER, LOST, MOST_DATA, RUNS, SIZE
+from vemgr.core.console import (
+    DATA,
+    ENDED,
+    GONE,
+    LOG,
+    LOG_BOUND,
+    LOG_OLDER,
+    LOST,
+    MOST_DATA,
+    RUNS,
+    SIZE,
+    TIME,
+    TIMES,
+    TIMES_BOUND,
+    TIMES_HEAD,
+    TIMES_OLDER,
+)
 from vemgr.core.errors import BadValue
 from vemgr.keeper import console_client
 from vemgr.keeper.console import Consoles
@@ -273,12 +291,67 @@ def test_many_that_print_share_the_time(world):
 def test_a_log_is_bounded_and_goes_on(world):
     for number in range(1000):
         world.logs.append("web1", b"%07d\n" % number * 100)
-    files = {path.name: path.read_bytes() for path in (world.base / "web1").iterdir()}
-    assert sorted(files) == [LOG, LOG_OLDER] and all(len(data) <= LOG_BOUND for data in files.values())
+    files = {name: (world.base / "web1" / name).read_bytes() for name in (LOG, LOG_OLDER)}
+    assert len(os.listdir(world.base / "web1")) == 4 and all(len(data) <= LOG_BOUND for data in files.values())
     assert (files[LOG_OLDER] + files[LOG]).endswith(b"0000998\n" * 100 + b"0000999\n" * 100)
     assert world.logs.tail("web1", 100_000) == (files[LOG_OLDER] + files[LOG])[-100_000:]
     assert world.logs.tail("web1", 200_000) == (files[LOG_OLDER] + files[LOG])[-200_000:]
     assert world.logs.tail("web2", 100) == b""
+
+
+def test_a_log_knows_when(world, monkeypatch):
+    """Also over the change of files, and where more seconds than fit are told apart."""
+    now = [1_800_000_000]
+    monkeypatch.setattr("vemgr.keeper.console_log.time.time", lambda: now[0] + 0.9)
+    for _ in range(5000):
+        now[0] += 1
+        world.logs.append("web1", b"%d\n" % now[0])
+    sizes = {path.name: path.stat().st_size for path in (world.base / "web1").iterdir()}
+    assert sorted(sizes) == [LOG, LOG_OLDER, TIMES_OLDER, TIMES]
+    assert sizes[TIMES_OLDER] == TIMES_BOUND > sizes[TIMES]
+    directory = os.open(world.base / "web1", os.O_RDONLY)
+    try:
+        pieces = list(Reader(directory, timed=True).read())
+    finally:
+        os.close(directory)
+    assert [(piece.second, piece.data) for piece in pieces] == [
+        (second, b"%d\n" % second) for second in range(1_800_000_001, 1_800_005_001)]
+
+
+def test_times_are_one_for_each_second_and_of_their_own_log(world, monkeypatch):
+    log, times = world.base / "web1" / LOG, world.base / "web1" / TIMES
+    monkeypatch.setattr("vemgr.keeper.console_log.time.time", lambda: log.stat().st_mtime if log.exists() else 1e9)
+    for _ in range(3):
+        world.logs.append("web1", b"text\n")
+    assert times.stat().st_size == TIMES_HEAD.size + TIME.size
+    monkeypatch.undo()
+    (world.base / "web1" / LOG).unlink()
+    world.logs.append("web1", b"anew\n")
+    assert times.stat().st_size == TIMES_HEAD.size + TIME.size
+    os.utime(world.base / "web1" / LOG, (1, 1))
+    world.logs.append("web1", b"later\n")
+    directory = os.open(world.base / "web1", os.O_RDONLY)
+    try:
+        assert [piece.data for piece in Reader(directory, timed=True).read()] == [b"anew\n", b"later\n"]
+        assert list(Reader(directory, timed=False).read()) == [(0, b"anew\nlater\n")]
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize(("text", "second"), [
+    ("2027-01-15T08:00:00Z", 1_800_000_000), ("2027-01-15T09:00:00+01:00", 1_800_000_000),
+    ("10m", 1_800_000_000 - 600), ("1h30m", 1_800_000_000 - 5400), ("90s", 1_800_000_000 - 90),
+    ("1w2d", 1_800_000_000 - 9 * 86400), ("999999999w", 0),
+])
+def test_since(monkeypatch, text, second):
+    monkeypatch.setattr("vemgr.cli.logs.time.time", lambda: 1_800_000_000.5)
+    assert parse_since(text) == second
+
+
+@pytest.mark.parametrize("text", ["", "soon", "10", "10x", "-5m", "5m-", "2027-13-01", "m"])
+def test_since_what(text):
+    with pytest.raises(BadValue, match="--since"):
+        parse_since(text)
 
 
 def test_a_log_that_cannot_be_written(world, tmp_path):

@@ -32,8 +32,8 @@ from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
 from vemgr.runtime.store import Store
 
-STEPS = ["limits.check", "templates.show", "networking.prepare", "tree.create", "tree.open", "devices.attach",
-         "limits.apply", "networking.connect", "launcher.start"]
+STEPS = ["limits.check", "templates.show", "networking.prepare", "networking.check_addresses", "tree.create",
+         "tree.open", "devices.attach", "limits.apply", "networking.connect", "launcher.start"]
 ERRORS = {"limits.check": NotEnforceable("cpus", "why", "remedy"), "templates.show": TemplateNotFound("bb"),
           "launcher.start": StartFailed("no")}
 OS_STEPS = ("tree.create", "tree.open", "devices.attach")
@@ -74,7 +74,8 @@ class World:
             devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
             networking=Networking(config), logs=Logs(f"{directory}/run"),
             filters=SimpleNamespace(fd=lambda _allow: -1))
-        for name, result in (("prepare", None), ("connect", ([], loopback_messages())), ("disconnect", None)):
+        for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
+                             ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))
 
     def step(self, name):

@@ -241,7 +241,9 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     @varlinkmethod(return_parameter="directory")
     def OpenLog(self, *, name: str) -> FileDescriptor:
         """The directory with the console's log, bytes as they were printed: console.old.log and, going on where that
-        ends, console.log. When this is full it becomes the old one."""
+        ends, console.log. When this is full it becomes the old one. console.times.log and console.old.times.log tell
+        when: the inode number of the log as a native 64-bit number, then pairs of native 32-bit numbers, an offset
+        in that log and the second since 1970 in which the text from there on was printed."""
         return FileDescriptor(self._service.open_log(name), should_close=True)
 
     @varlinkmethod(return_parameter="templates")

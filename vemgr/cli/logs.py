@@ -3,101 +3,97 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from vemgr.cli.log_reader import Piece, Reader
 from vemgr.cli.plain import Plain
-from vemgr.core.console import LOG, LOG_BOUND, LOG_OLDER
+from vemgr.core.errors import BadValue
 
 _LOOK = 0.1  # seconds between two looks for more
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
-def show(directory: int, *, tail: int | None, follow: bool, raw: bool) -> None:
-    """Print the log in `directory`, or its last `tail` lines. With `follow` go on until the VE is destroyed."""
-    plain = Plain()
-    reader = _Reader(directory)
+def show(directory: int, *, tail: int | None, follow: bool, raw: bool, since: int, timestamps: bool) -> None:
+    """Print the log in `directory`, or its last `tail` lines. With `follow` go on until the VE is destroyed.
 
-    def put(data: bytes) -> None:
-        # Bytes that are no text of this terminal's encoding are shown in another way, as everywhere.
-        sys.stdout.buffer.write(data if raw else _encoded(plain.feed(data)))
+    `since`: leave out what was printed before this second since 1970. `timestamps`: begin each line with its time; not
+    together with `raw`.
+    """
+    reader = Reader(directory, timed=bool(since) or timestamps)
+    text = _Text(timestamps=timestamps)
+
+    def put(pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece.data if raw else text.feed(piece))
         sys.stdout.flush()
 
-    put(_last_lines(b"".join(reader.read()), tail))
+    put(_last_lines([piece for piece in reader.read() if piece.second >= since], tail))
     while follow:
         there = os.fstat(directory).st_nlink > 0
-        for data in reader.read():
-            put(data)
+        put(reader.read())
         if not there:
             break
         time.sleep(_LOOK)
     if not raw:
-        sys.stdout.buffer.write(_encoded(plain.feed(b"", final=True)))
+        sys.stdout.buffer.write(text.end())
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode(sys.stdout.encoding, "backslashreplace")
+def parse_since(value: str) -> int:
+    """Seconds since 1970 of a moment, "2026-11-22T21:30" (in the local zone, if it names none), or one ago, "1h30m".
+
+    Raises `BadValue`.
+    """
+    found = re.findall(r"([0-9]{1,9})([smhdw])", value)
+    if found and "".join(itertools.chain(*found)) == value:
+        return max(0, int(time.time()) - sum(int(count) * _UNITS[unit] for count, unit in found))
+    from datetime import datetime  # noqa: PLC0415 - a millisecond that other verbs need not wait for
+
+    try:
+        return max(0, int(datetime.fromisoformat(value).timestamp()))
+    except (ValueError, OverflowError, OSError):
+        raise BadValue("--since", value, "neither a duration, as 10m or 1h30m, nor a time, as 2026-11-22T21:30:00Z"
+                       ) from None
 
 
-def _last_lines(text: bytes, count: int | None) -> bytes:
+class _Text:
+    """Turns what was printed into text for a terminal that knows nothing of escape sequences."""
+
+    def __init__(self, *, timestamps: bool) -> None:
+        self._plain = Plain()
+        self._timestamps = timestamps
+        self._begins = True  # a line
+
+    def feed(self, piece: Piece) -> bytes:
+        return self._put(self._plain.feed(piece.data), piece.second)
+
+    def end(self) -> bytes:
+        return self._put(self._plain.feed(b"", final=True), 0)
+
+    def _put(self, text: str, second: int) -> bytes:
+        if self._timestamps:
+            text = "".join(self._stamped(text, second))
+        # Bytes that are no text of this terminal's encoding are shown in another way, as everywhere.
+        return text.encode(sys.stdout.encoding, "backslashreplace")
+
+    def _stamped(self, text: str, second: int) -> Iterator[str]:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime(second)) if second else "-" * 20 + " "
+        for line in text.splitlines(keepends=True):
+            yield stamp + line if self._begins else line
+            self._begins = line.endswith("\n")
+
+
+def _last_lines(pieces: list[Piece], count: int | None) -> list[Piece]:
     if count is None:
-        return text
-    lines = text.splitlines(keepends=True)
-    return b"".join(lines[max(0, len(lines) - count):])
-
-
-class _Reader:
-    """Reads on where it was. When the keeper has begun a new file, the one that we read is the older by then."""
-
-    def __init__(self, directory: int) -> None:
-        self._directory = directory
-        self._file = self._open(LOG)
-        older = self._open(LOG_OLDER)
-        self._first = [older] if older >= 0 and not self._is_ours(older) else []
-
-    def read(self) -> Iterator[bytes]:
-        """All that is there and was not read yet."""
-        for fd in self._first:
-            yield _rest(fd)
-            os.close(fd)
-        self._first = []
-        while True:
-            newer = self._open(LOG)
-            moved = newer >= 0 and not self._is_ours(newer)
-            if self._file >= 0:
-                yield _rest(self._file)  # after the look: so it is complete if it was moved
-            if not moved:
-                if newer >= 0:
-                    os.close(newer)
-                return
-            yield from self._missed()
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = newer
-
-    def _missed(self) -> Iterator[bytes]:
-        """The older file, if another than ours has become that since we looked."""
-        older = self._open(LOG_OLDER)
-        if older < 0:
-            return
-        if self._file >= 0 and not self._is_ours(older):
-            yield b"\r\n[vemgr: text is missing here, it was printed faster than it was read]\r\n"
-            yield _rest(older)
-        os.close(older)
-
-    def _is_ours(self, fd: int) -> bool:
-        return self._file >= 0 and os.path.sameopenfile(fd, self._file)
-
-    def _open(self, name: str) -> int:
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-        return -1
-
-
-def _rest(fd: int) -> bytes:
-    data = b""
-    while len(data) <= LOG_BOUND and (more := os.read(fd, LOG_BOUND)):
-        data += more
-    return data
+        return pieces
+    lines = b"".join(piece.data for piece in pieces).splitlines(keepends=True)
+    skip = sum(map(len, lines[:max(0, len(lines) - count)]))
+    kept = []
+    for piece in pieces:
+        kept.append(Piece(piece.second, piece.data[skip:]))
+        skip = max(0, skip - len(piece.data))
+    return kept

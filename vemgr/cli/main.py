@@ -340,12 +340,18 @@ def console_(context: click.Context, name: str, read_only: bool, force: bool, de
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is printed, until the VE is destroyed.")
 @click.option("-n", "--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.option("--since", metavar="TIME", help="Only what was printed from then on: 10m (ago) or 2026-11-22T21:30:00Z.")
+@click.option("--timestamps", is_flag=True, help="Begin each line with the time at which it was begun, in UTC.")
 @click.option("--raw", is_flag=True, help="As it was printed, with escape sequences.")
 @click.pass_context
-def logs_(context: click.Context, name: str, follow: bool, tail: int | None, raw: bool) -> None:
+def logs_(context: click.Context, name: str, follow: bool, tail: int | None, raw: bool, since: str | None,
+          timestamps: bool) -> None:
     """What a VE has printed on its console."""
+    if raw and timestamps:
+        raise click.UsageError("--raw prints what the VE has printed and nothing else: not with --timestamps")
+    begin = logs.parse_since(since) if since is not None else 0
     (directory,) = client(context).call("OpenLog", {"name": name})["descriptors"]
-    logs.show(directory, tail=tail, follow=follow, raw=raw)
+    logs.show(directory, tail=tail, follow=follow, raw=raw, since=begin, timestamps=timestamps)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

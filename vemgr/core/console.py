@@ -6,6 +6,8 @@ The stream is a SOCK_SEQPACKET socket between the client and the keeper. The fir
 
 from __future__ import annotations
 
+import struct
+
 # Both ways: what is typed or printed.
 DATA = b"d"
 # From the client: a struct winsize, as TIOCGWINSZ gives it.
@@ -21,6 +23,12 @@ MOST_CLIENTS = 16  # of one VE
 # The log of a VE is a directory with these: each of at most LOG_BOUND bytes, the second continues the first.
 LOG_OLDER, LOG = "console.old.log", "console.log"
 LOG_BOUND = 131072
+# When it was printed: a file for each. First the inode number of the log that it belongs to, then, for each second in
+# which something was printed, where that begins and the second. A log with so many of them is full too.
+TIMES_OLDER, TIMES = "console.old.times.log", "console.times.log"
+TIMES_HEAD = struct.Struct("=Q")
+TIME = struct.Struct("=II")  # offset in bytes, seconds since 1970
+TIMES_BOUND = TIMES_HEAD.size + 4096 * TIME.size
 
 
 def log_directory(run_dir: str) -> str:

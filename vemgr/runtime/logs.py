@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 
-from vemgr.core.console import LOG, LOG_OLDER, log_directory
+from vemgr.core.console import LOG, LOG_OLDER, TIMES, TIMES_OLDER, log_directory
 from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.runtime.store import storage_errors
 
@@ -32,7 +32,7 @@ class Logs:
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def remove(self, ve: str) -> None:
-        for name in (LOG, LOG_OLDER):
+        for name in (LOG, LOG_OLDER, TIMES, TIMES_OLDER):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._path}/{ve}/{name}")
         with contextlib.suppress(OSError):
