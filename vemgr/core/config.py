@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vemgr.core import resources as units
+from vemgr.core.binds import BindMount, parse_binds, show_binds
 from vemgr.core.errors import BadParameter, BadValue
 from vemgr.core.ids import USER_NAMESPACES
 from vemgr.core.links import (
@@ -57,6 +58,7 @@ class Settings:
     address: tuple[str, ...] = ()  # of the first link
     mac: str = ""
     publish: tuple[Publication, ...] = ()
+    mount: tuple[BindMount, ...] = ()
     hostname: str | None = None
     init: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
@@ -190,6 +192,9 @@ SETTINGS: tuple[Setting, ...] = (
             "MAC address of eth0, or 'auto' for one that follows from the address", live=False),
     Setting("publish", "[ADDR:]PORT:PORT[/udp]", parse_publications, show_publications,
             "port of the host that leads to a port of the VE; empty for none", repeatable=True),
+    Setting("mount", "SRC:DST[:ro]", parse_binds, show_binds,
+            "directory or file of the host that is seen as DST in the VE, with 'ro' only for reading; may be given "
+            "again; 'none' for none", live=False, repeatable=True),
     Setting("hostname", "NAME", _parse_hostname, lambda value: value or "", "host name inside (the VE's name)",
             live=False),
     Setting("init", "COMMAND", _parse_init, shlex.join,

@@ -125,6 +125,20 @@ class WriteFile(Operation):
 
 
 @dataclass(frozen=True)
+class Bind(Operation):
+    """The host's `source`, ids shifted into the VE's range, on `target` in the VE, made where it is missing.
+
+    Not what is mounted below `source`. `directory`: it is one, else a file.
+    """
+
+    kind = "bind"
+    source: str
+    target: str
+    directory: bool = True
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class Sysctl(Operation):
     """A setting of the VE's own namespaces; {base} and {last} are the ends of its id range."""
 
@@ -166,7 +180,7 @@ def _shown(name: str, value: Any) -> str:
 
 _KINDS: dict[str, type[Operation]] = {
     c.kind: c
-    for c in (Layer, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Sysctl, Console,
+    for c in (Layer, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Bind, Sysctl, Console,
               Network)
 }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ from vemgr.core import plan as operations
 from vemgr.core.plan import TTY_GROUP, Plan
 from vemgr.keeper import covers, messages, mounting
 from vemgr.keeper.program import Data, Program, Register, encoded, room_for
-from vemgr.keeper.tree import IN_ROOT, NO_LINKS, Tree
+from vemgr.keeper.tree import DIRECTORY, IN_ROOT, NO_LINKS, PATH_ONLY, Tree
 from vemgr.kernel.mounts import MOUNT_ATTR
+from vemgr.kernel.openat2 import RESOLVE_NO_SYMLINKS
 
 TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
@@ -220,6 +222,19 @@ class Setup:
         self.tree.write_file(operation.path, content, length, replaces_only=_MANAGED if kept else b"")
         program.release(length)
 
+    def bind(self, operation: operations.Bind) -> None:
+        """nosuid and nodev: what others of the host put there must give no rights in the VE."""
+        program = self.program
+        attributes = MOUNT_ATTR["nosuid"] | MOUNT_ATTR["nodev"] | (MOUNT_ATTR["ro"] if operation.read_only else 0)
+        how = program.constant(struct.pack("=QQQ", DIRECTORY if operation.directory else PATH_ONLY, 0,
+                                           RESOLVE_NO_SYMLINKS))
+        with program.descriptor() as source, program.descriptor() as fd, program.descriptor() as target:
+            program.call("openat2", _AT_FDCWD, self._field("source", operation.source), how, 24, into=source)
+            mounting.clone_tree(program, source, b"", fd)
+            mounting.set_attributes(program, fd, attributes, self.userns)
+            self.tree.open_for_mount(operation.target, target, directory=operation.directory)
+            mounting.attach(program, fd, target)
+
     def links(self, netns: Register) -> None:
         """Make the VE's links: done first, as the only part that happens in the host's network namespace."""
         number = len(self.plan.operations) - 1
@@ -248,6 +263,8 @@ def _operation_shape(operation: operations.Operation) -> Any:
         return operation.target, operation.lowers, room_for(operation.data)
     if isinstance(operation, operations.WriteFile):
         return operation.path, operation.when, room_for(operation.content)
+    if isinstance(operation, operations.Bind):
+        return operation.target, operation.directory, operation.read_only, room_for(operation.source)
     if isinstance(operation, operations.Network):
         return room_for(operation.links) if operation.links else 0, room_for(operation.inside)
     return operation
@@ -263,6 +280,7 @@ _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
     operations.Mask: Setup.mask,
     operations.ReadOnly: Setup.read_only,
     operations.WriteFile: Setup.write_file,
+    operations.Bind: Setup.bind,
     operations.Sysctl: Setup.sysctl,
     operations.Console: Setup.console_,
     operations.Network: Setup.network,

@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import Any
 
-from vemgr.core.plan import Plan
+from vemgr.core.plan import Bind, Operation, Plan
 from vemgr.keeper.init import append_init
 from vemgr.keeper.program import CGROUP, CHANNEL, Data, Encoded, Program, Register, room_for
 from vemgr.keeper.protocol import channel_pair
@@ -79,9 +79,25 @@ class BirthProgram:
         subject = self._program.subject(position)
         operation = self._plan.describe_operation(subject) if isinstance(subject, int) else subject
         words = netlink.failure_text(detail) if operation == "network" else _explanation(detail)
-        if code == errno.ELOOP and isinstance(subject, int):
-            words = "a symlink stands where a directory must be"
+        if isinstance(subject, int):
+            words = _words(self._plan.operations[subject], code) or words
         return {"operation": operation, "errno": code, "error": words or os.strerror(code), "path": ""}
+
+
+_BIND_WORDS = {
+    errno.EINVAL: "its file system cannot be mounted with other ids, or a file would be mounted on a directory",
+    errno.EPERM: "it is mounted with other ids already",
+    errno.EOVERFLOW: "a directory to mount on is missing in what is mounted above it, and is to be made there first",
+    errno.ELOOP: "there is a symlink in one of the paths",
+    errno.ENOTDIR: "a file stands where a directory must be",
+}
+
+
+def _words(operation: Operation, code: int) -> str:
+    """What an error means that the kernel's own words do not tell."""
+    if isinstance(operation, Bind):
+        return _BIND_WORDS.get(code, "")
+    return "a symlink stands where a directory must be" if code == errno.ELOOP else ""
 
 
 def _explanation(log: bytes) -> str:

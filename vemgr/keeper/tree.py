@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import struct
 
 from vemgr.keeper.program import ANY_ERROR, Data, Program, Register, encoded
@@ -45,6 +46,28 @@ class Tree:
             self.program.call("mkdirat", parent, name, mode)
             self.give_to_ve(parent, name)
         self.open(self._root, path, DIRECTORY, resolve, into)
+        self.program.else_(there)
+
+    def open_for_mount(self, path: str, into: Register, *, directory: bool) -> None:
+        """Open a directory or file to mount on, without following any symlink; what is missing is made."""
+        parents = path.split("/")[:-1]
+        for count in range(1, len(parents) + 1):
+            with self.program.descriptor() as fd:
+                self.open_directory("/".join(parents[:count]), fd, NO_LINKS)
+        if directory:
+            self.open_directory(path, into, NO_LINKS)
+        else:
+            self._open_file(path, into)
+
+    def _open_file(self, path: str, into: Register) -> None:
+        """By path only: it may be a fifo or anything else, which something is about to be mounted on."""
+        there = self.open(self._root, path, PATH_ONLY, NO_LINKS, into)
+        self.program.expect(there, errno.ENOENT)
+        with self.program.descriptor() as parent:
+            name = self._open_parent(path, parent)
+            self.program.call("mknodat", parent, name, stat.S_IFREG | 0o644, 0)
+            self.give_to_ve(parent, name)
+        self.open(self._root, path, PATH_ONLY, NO_LINKS, into)
         self.program.else_(there)
 
     def _open_parent(self, path: str, into: Register) -> bytes:

@@ -84,6 +84,7 @@ class Manager:
             raise VEExists(name)
         await self._starter.template(template)
         self._parts.limits.check(settings)
+        await self._starter.binds(settings)
         await self._parts.networking.choose()
         # Between here and the admission nothing waits, so no other client gets the name, an address or the ids, and
         # nobody takes the template away without seeing who uses it.
@@ -168,6 +169,8 @@ class Manager:
             settings = parse_settings(texts, before.settings)
             self._parts.limits.check(settings)
             after = replace(before, settings=settings)
+            if settings.mount != before.settings.mount:
+                await self._starter.binds(settings)
             differing = changed(before.settings, settings)
             if {"network", "address", "mac", "publish"} & {setting.key for setting in differing}:
                 await self._parts.networking.choose()

@@ -7,7 +7,7 @@ import signal
 
 from vemgr.core.config import Definition
 from vemgr.core.layers import Template
-from vemgr.core.plan import Directory, Network, Plan, WriteFile, kernel_operations, root_operations
+from vemgr.core.plan import Bind, Directory, Network, Plan, WriteFile, kernel_operations, root_operations
 
 
 def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
@@ -30,7 +30,8 @@ def stop_signal(definition: Definition, template: Template) -> signal.Signals | 
             "openrc": signal.SIGPWR}.get(template.init_kind, signal.SIGTERM)
 
 
-def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str) -> Plan:
+def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str,
+              binds: tuple[Bind, ...] = ()) -> Plan:
     """`data`: the VE's own layers. `stage`: an empty directory of the host. `resolv_conf`: text for the VE."""
     own = definition.links[0].addresses if definition.links else ("127.0.1.1",)
     names = "".join(f"{address} {_names(definition)}\n" for address in own)
@@ -42,6 +43,7 @@ def make_plan(definition: Definition, template: Template, *, data: str, stage: s
         WriteFile("etc/hostname", f"{definition.hostname}\n"),
         WriteFile("etc/hosts", hosts),
         *([WriteFile("etc/resolv.conf", resolv_conf, "managed")] if resolv_conf else []),
+        *binds,  # after the files: what is written there must not end up in a directory of the host
         Network(),
     )
     return Plan(

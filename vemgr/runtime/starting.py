@@ -11,12 +11,13 @@ import logging
 import os
 from dataclasses import replace
 
-from vemgr.core.config import Definition
+from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, TemplateNotFound, VemgrError
 from vemgr.core.layers import HOST_TEMPLATE, Template
-from vemgr.core.plan import Plan
+from vemgr.core.plan import Bind, Plan
 from vemgr.kernel.netlink import batch
 from vemgr.runtime import stopping
+from vemgr.runtime.binding import bind_operations
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.planning import make_plan
@@ -54,7 +55,15 @@ class Starter:
             await self._parts.networking.choose()
             resolv_conf = self._parts.networking.resolv_conf(definition.links)
         return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data",
-                         stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf)
+                         stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf,
+                         binds=await self.binds(definition.settings))
+
+    async def binds(self, settings: Settings) -> tuple[Bind, ...]:
+        """Raises `BadValue` for what must not be mounted in a VE."""
+        if not settings.mount:
+            return ()
+        own = (self._parts.config.state_dir, self._parts.config.run_dir)
+        return await asyncio.to_thread(bind_operations, settings.mount, own)  # a network file system may hang
 
     async def start(self, instance: Instance) -> None:
         """Start a stopped VE; on failure everything is as before. The caller holds its lock."""
