@@ -9,7 +9,8 @@ import pytest
 from vemgr.api.client import RemoteError
 from vemgr.core.config import SETTINGS
 
-GOOD = {"cpus": "1", "cpu-weight": "200", "cpu-mask": "0", "memory": "64M", "swap": "0", "pids": "50",
+GOOD = {"cpus": "1", "cpu-guarantee": "0.1", "cpu-weight": "200", "cpu-mask": "0", "memory": "64M",
+        "memory-guarantee": "16M", "swap": "0", "pids": "50",
         "io-weight": "200", "io-read": "1M/s", "io-write": "1M/s", "iops-read": "100", "iops-write": "100"}
 
 

@@ -22,7 +22,8 @@ from vemgr.core.links import Link
 
 #: A value of each setting that is not the default, as a user writes it.
 OTHER = {
-    "cpus": "1.5", "cpu-weight": "300", "cpu-mask": "0-2,5", "memory": "512M", "swap": "256M", "pids": "50",
+    "cpus": "1.5", "cpu-guarantee": "0.5", "cpu-weight": "300", "cpu-mask": "0-2,5", "memory": "512M",
+    "memory-guarantee": "256M", "swap": "256M", "pids": "50",
     "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
     "network": "lan:address=10.50.0.2,address=fd50::2,mac=02:00:00:00:00:05 bridge", "address": "10.1.2.3 fd00::5",
     "mac": "02:00:00:00:00:07", "publish": "8080:80 192.0.2.1:53:53/udp [::]:443:443",
@@ -100,6 +101,24 @@ def test_unknown_key():
     with pytest.raises(BadParameter, match="unknown setting: mem") as error:
         parse_settings({"mem": "1G"})
     assert "memory" in error.value.remedy
+
+
+@pytest.mark.parametrize("texts", [
+    {"cpu-guarantee": "unlimited"}, {"memory-guarantee": "unlimited"}, {"cpu-guarantee": "0.001"},
+    {"cpu-guarantee": "1.5", "cpus": "1"}, {"memory-guarantee": "65M", "memory": "64M"},
+])
+def test_guarantees_that_are_none(texts):
+    with pytest.raises(BadValue, match="guarantee"):
+        parse_settings(texts)
+
+
+def test_a_limit_does_not_go_below_the_guarantee():
+    guaranteed = parse_settings({"cpu-guarantee": "1", "memory-guarantee": "64M"})
+    for texts in ({"cpus": "0.5"}, {"memory": "32M"}):
+        with pytest.raises(BadValue, match="more than the limit"):
+            parse_settings(texts, guaranteed)
+    assert parse_settings({"cpus": "1", "memory": "64M"}, guaranteed).cpus == 1000
+    assert parse_settings({"cpu-guarantee": "0", "memory-guarantee": "0"}, guaranteed) == DEFAULTS
 
 
 def test_swap_needs_memory():

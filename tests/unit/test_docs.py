@@ -18,6 +18,7 @@ from vemgr.cli.main import cli
 from vemgr.core.config import SETTINGS
 from vemgr.core.host import HostConfig
 from vemgr.core.networks import NetworkConfig
+from vemgr.core.scheduling import SchedulerConfig
 
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted((PROJECT / "docs/man").iterdir())
@@ -94,7 +95,8 @@ def test_the_man_page_has_every_verb_and_option(verb):
 
 def test_the_man_page_of_the_configuration_has_every_key_and_default():
     page = man_page("vemgr.toml.5")
-    keys = [field for field in (*fields(HostConfig), *fields(NetworkConfig)) if field.name not in ("networks", "name")]
+    keys = [field for field in (*fields(HostConfig), *fields(NetworkConfig), *fields(SchedulerConfig))
+            if field.name not in ("networks", "name", "scheduler")]
     for field in keys:
         default = field.default if isinstance(field.default, int) else f"Qq {field.default}"
         assert f".It Ic {field.name.replace('_', '-')} No = {default} " in page

@@ -37,7 +37,8 @@ class World:
         self.instance.began(4711)
         store = SimpleNamespace(remove=self.remove, purge=lambda path: self.step("purge") or path)
         parts = SimpleNamespace(tree=None, store=store, purges=None, logs=SimpleNamespace(remove=lambda _name: None),
-                                networking=SimpleNamespace(released=lambda _name: None))
+                                networking=SimpleNamespace(released=lambda _name: None),
+                                promises=SimpleNamespace(release=lambda _name: self.done.append("promise released")))
         launcher = SimpleNamespace(taken=lambda child: self.done.append("taken"), forget=lambda _name: None)
         starter = SimpleNamespace(remove_cgroup=self.remove_cgroup, template=self.template, start=self.start)
         self.ender = Ender(parts, launcher, self.instances, starter,
@@ -96,7 +97,7 @@ def test_a_stop_that_fails_after_the_end_tidies_up(world):
     with pytest.raises(SystemFailure):
         run(world.ender.stop(world.instance, 0.0))
     assert world.instance.state == State.STOPPED, "no process of it is left, whatever else has failed"
-    assert world.done == ["kill", "remove cgroup"]
+    assert world.done == ["kill", "remove cgroup", "promise released"]
 
 
 def test_a_stop_that_fails_before_the_end_leaves_it_running(world):
@@ -154,7 +155,7 @@ def test_a_reboot_from_inside_starts_it_again(world):
         await world.drained()
 
     run(reboot())
-    assert world.done == ["remove cgroup", "start", "taken"]
+    assert world.done == ["remove cgroup", "promise released", "start", "taken"]
     assert world.instance.pid == 4712 and world.instance.verb == ""
 
 
@@ -203,7 +204,7 @@ def test_a_template_is_held_for_one_verb():
 
 def test_host_is_not_made_anew_under_a_ve_that_is_being_started():
     refreshed = []
-    parts = SimpleNamespace(template_verbs=TemplateVerbs(),
+    parts = SimpleNamespace(template_verbs=TemplateVerbs(), promises=SimpleNamespace(),
                             templates=SimpleNamespace(refresh_host=refreshed.append))
     manager = Manager(parts, SimpleNamespace())
     instance = manager.instances.admit(Definition(**{**vars(DEFINITION), "template": HOST_TEMPLATE}))

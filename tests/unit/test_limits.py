@@ -8,6 +8,7 @@ import pytest
 
 from vemgr.core.config import DEFAULTS, SETTINGS, parse_settings
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
+from vemgr.core.scheduling import parse_scheduler
 from vemgr.runtime import limits as module
 from vemgr.runtime.limits import Disks, Limits
 
@@ -58,6 +59,7 @@ def apply(tree, texts, before=DEFAULTS):
 
 @pytest.mark.parametrize(("texts", "written"), [
     ({}, {}), ({"cpus": "1.5"}, {"cpu_max": "150000 100000"}), ({"cpu-weight": "300"}, {"cpu_weight": 300}),
+    ({"memory-guarantee": "5000"}, {"memory_low": 8192, "memory_min": 8192}), ({"cpu-guarantee": "1"}, {}),
     ({"cpu-mask": "0"}, {"cpuset_cpus": "0"}), ({"pids": "50"}, {"pids_max": 50}),
     ({"memory": "64M"}, {"memory_max": 64 * MIB, "memory_swap_max": 0}),
     ({"memory": "64M", "swap": "16M"}, {"memory_max": 64 * MIB, "memory_swap_max": 16 * MIB}),
@@ -133,12 +135,43 @@ def test_memory_that_cannot_be_reclaimed(monkeypatch):
 
 def test_what_is_in_force(monkeypatch):
     group = Tree()["web1"]
-    group.__dict__.update(cpu_max="150000 100000", cpu_weight=100, cpuset_cpus="", memory_max=64 * MIB,
+    group.__dict__.update(cpu_max="150000 100000", cpu_weight=100, cpuset_cpus="", memory_max=64 * MIB, memory_low=4096,
                           memory_swap_max=0, pids_max=None, io_bfq_weight="default 200",
                           io_max="254:0 rbps=max wbps=2097152 riops=9 wiops=max")
     tree = Tree()
     tree["web1"] = group
     assert Limits(tree, "/data").in_force("web1") == {
-        "cpus": "1.5", "cpu-weight": "100", "cpu-mask": "all", "memory": "64M", "swap": "0", "pids": "unlimited",
+        "cpus": "1.5", "cpu-weight": "100", "cpu-mask": "all", "memory-guarantee": "4K", "memory": "64M", "swap": "0",
+        "pids": "unlimited",
         "io-weight": "200", "io-read": "unlimited", "io-write": "2M/s", "iops-read": "9", "iops-write": "unlimited"}
     assert set(module._READERS) < {setting.key for setting in SETTINGS}
+
+
+@pytest.mark.parametrize(("policy", "texts", "written"), [
+    ("guaranteed", {"memory": "64M"}, (64, 64)), ("guaranteed", {"memory": "64M", "memory-guarantee": "16M"}, (16, 16)),
+    ("balanced", {"memory": "64M", "memory-guarantee": "16M"}, (16, 16)),
+    ("dense", {"memory-guarantee": "96M"}, (96, 64)),
+])
+def test_what_a_policy_protects(policy, texts, written):
+    tree = Tree()
+    limits = Limits(tree, "/data", parse_scheduler({"policy": policy}))
+    asyncio.run(limits.apply("web1", parse_settings(texts)))
+    found = dict(tree["web1"].written)
+    assert (found["memory_low"] // MIB, found["memory_min"] // MIB) == written
+    asyncio.run(limits.apply("web1", DEFAULTS, parse_settings(texts)))
+    found = dict(tree["web1"].written)
+    assert (found["memory_low"], found["memory_min"]) == (0, 0)
+
+
+def test_weights_of_ves_that_are_gone():
+    class Gone:
+        def __setattr__(self, _name, _value):
+            raise OSError(errno.ENODEV, "No such device")
+
+    tree = Tree()
+    tree["gone"] = Gone()
+    assert Limits(tree, "/data").write_cpu_weights({"gone": 5, "web1": 7}) == ["web1"]
+    assert tree["web1"].written == [("cpu_weight", 7)]
+    tree = Tree(broken="cpu_weight")
+    with pytest.raises(OSError, match="Invalid"):
+        Limits(tree, "/data").write_cpu_weights({"web1": 7})

@@ -13,6 +13,7 @@ from vemgr.core.errors import (
     Locked,
     NotEnforceable,
     NotRunning,
+    Overcommitted,
     StartFailed,
     SystemFailure,
     TemplateNotFound,
@@ -30,6 +31,7 @@ from vemgr.runtime.launcher import Child
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
+from vemgr.runtime.promises import Promises
 from vemgr.runtime.store import Store
 
 STEPS = ["limits.check", "templates.show", "networking.prepare", "networking.check_addresses", "tree.create",
@@ -70,10 +72,11 @@ class World:
                 name=name, trees=[Tree("/", ["/t"])])),
             tree=FakeTree(self),
             limits=SimpleNamespace(check=lambda _settings: self.step("limits.check"), apply=self.later("limits.apply"),
+                                   controllers=frozenset(),
                                    in_force=lambda _ve: {}),
             devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
             networking=Networking(config), logs=Logs(f"{directory}/run"),
-            filters=SimpleNamespace(fd=lambda _allow: -1))
+            filters=SimpleNamespace(fd=lambda _allow: -1), promises=Promises(config.scheduler, 4000, 8 << 30))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
                              ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))
@@ -176,6 +179,55 @@ def test_a_failure_at_each_step_is_undone(world, manager, step):
     assert world.parts.store.load("web1") == before
     world.fails = ""
     run(manager.start("web1"))
+
+
+def test_what_cannot_be_promised_is_refused_before_anything_happens(world, manager):
+    """The fakes' host has 4 CPUs and keeps 0.2 of them."""
+    create(manager, "web1", **{"cpu-guarantee": "3"})
+    create(manager, "web2", **{"cpu-guarantee": "1"})
+    run(manager.start("web1"))
+    world.done.clear()
+    for verb in (manager.start, manager.plan):
+        with pytest.raises(Overcommitted, match=r"VE web2 cannot be guaranteed 1 CPU:.*web1 3 CPUs.*0.8 CPUs would"):
+            run(verb("web2"))
+    assert world.done == ["limits.check"] * 2
+    assert manager.instances.get("web2").state == State.STOPPED and manager.instances.get("web2").verb == ""
+    before = world.parts.store.load("web1")
+    world.done.clear()
+    with pytest.raises(Overcommitted):
+        run(manager.set("web1", {"cpu-guarantee": "3.81"}))
+    assert world.done == ["limits.check"] and world.parts.store.load("web1") == before
+    assert manager.instances.get("web1").definition == before
+    run(manager.set("web1", {"cpu-guarantee": "2"}))
+    run(manager.start("web2"))
+    assert world.parts.promises.ledger.promised("cpus") == 3000
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failed_start_or_change_gives_back_what_it_was_promised(world, manager, step):
+    create(manager, **{"cpu-guarantee": "3"})
+    world.fails = step
+    with pytest.raises(VemgrError):
+        run(manager.start("web1"))
+    assert world.parts.promises.ledger.promised("cpus") == 0 and not world.parts.promises.running
+    world.fails = ""
+    run(manager.start("web1"))
+    if step == "limits.apply":
+        world.fails = step
+        with pytest.raises(VemgrError):
+            run(manager.set("web1", {"cpu-guarantee": "3.5"}))
+    assert world.parts.promises.ledger.promised("cpus") == 3000
+
+
+def test_of_two_starts_at_the_same_time_one_gets_what_there_is(world, manager):
+    for name in ("web1", "web2"):
+        create(manager, name, **{"memory-guarantee": "5G"})
+
+    async def both():
+        return await asyncio.gather(manager.start("web1"), manager.start("web2"), return_exceptions=True)
+
+    outcomes = run(both())
+    assert outcomes.count(None) == 1 and sum(isinstance(each, Overcommitted) for each in outcomes) == 1
 
 
 def test_a_cancelled_start_is_undone(world, manager):

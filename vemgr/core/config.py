@@ -44,9 +44,11 @@ class Settings:
     """The values of a VE's settings; None is "no limit" or "as the default goes"."""
 
     cpus: int | None = None  # thousandths of a CPU
+    cpu_guarantee: int = 0  # the same
     cpu_weight: int = 100
     cpu_mask: str | None = None
     memory: int | None = None  # bytes
+    memory_guarantee: int = 0
     swap: int | None = AUTOMATIC  # bytes
     pids: int | None = None
     io_weight: int = 100
@@ -101,6 +103,24 @@ def _count_text(value: int | None) -> str:
 def _parse_memory(field_: str, text: str) -> int | None:
     # Below this not even the set-up process, which counts against the limit, can run.
     return units.parse_size(field_, text, least=8 * MIB)
+
+
+def _parse_cpu_guarantee(field_: str, text: str) -> int:
+    millicpus = 0 if text == "0" else units.parse_cpus(field_, text)
+    if millicpus is None:
+        raise _endless(field_, text)
+    return millicpus
+
+
+def _parse_memory_guarantee(field_: str, text: str) -> int:
+    size = units.parse_size(field_, text)
+    if size is None:
+        raise _endless(field_, text)
+    return size
+
+
+def _endless(field_: str, text: str) -> BadValue:
+    return BadValue(field_, text, "a guarantee has an end", remedy="write an amount, or 0 for no guarantee")
 
 
 def _parse_swap(field_: str, text: str) -> int | None:
@@ -165,11 +185,15 @@ def _parse_text(field_: str, text: str) -> str:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("cpus", "N", units.parse_cpus, units.format_cpus, "CPU limit, in CPUs: 1.5", controller="cpu"),
+    Setting("cpu-guarantee", "N", _parse_cpu_guarantee, units.format_cpus,
+            "CPUs that the VE can count on, whatever others do: 0.5", controller="cpu"),
     Setting("cpu-weight", "1-10000", _count(1, 10000), str,
             "share of contended CPU time, relative to other VEs", controller="cpu"),
     Setting("cpu-mask", "LIST", units.parse_cpu_mask, lambda value: value or "all",
             "CPUs the VE may run on: 0-2,5", controller="cpuset"),
     Setting("memory", "SIZE", _parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
+    Setting("memory-guarantee", "SIZE", _parse_memory_guarantee, units.format_size,
+            "memory that is not taken from the VE, whatever others need: 256M", controller="memory"),
     Setting("swap", "SIZE", _parse_swap, _show_swap,
             "swap limit: 0, 256M, 'auto' for none where memory is limited", controller="memory"),
     Setting("pids", "N", _count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), _count_text,
@@ -231,6 +255,11 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
     if result.swap not in (None, AUTOMATIC) and result.memory is None:
         raise BadValue("swap", units.format_size(result.swap), "a swap limit needs a memory limit",
                        remedy="set memory too")
+    for key, guarantee, limit in (("cpu-guarantee", result.cpu_guarantee, result.cpus),
+                                  ("memory-guarantee", result.memory_guarantee, result.memory)):
+        if limit is not None and guarantee > limit:
+            raise BadValue(key, BY_KEY[key].show(guarantee), "more than the limit",
+                           remedy=f"raise {'cpus' if key == 'cpu-guarantee' else 'memory'} too")
     _check_network(result)
     return result
 

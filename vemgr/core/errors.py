@@ -178,6 +178,12 @@ class NotEnoughResources(RefusedError):
     exit_code = 6
 
 
+class Overcommitted(RefusedError):
+    """A guarantee would be more than this host has left to promise; facts carry the sums, and who holds what."""
+
+    exit_code = 36
+
+
 class AddressInUse(RefusedError):
     exit_code = 78
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vemgr.core.errors import BadParameter, BadValue, NotEnoughResources
 from vemgr.core.ids import ID_COUNT
 from vemgr.core.networks import KEYS, NetworkConfig, parse_networks
+from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
 
 # systemd leaves 1879048192 to 2147483647 to nobody (systemd.io/UIDS-GIDS): 4,096 ranges that no adduser, no
 # /etc/subuid default and no nspawn uses.
@@ -30,18 +31,20 @@ class HostConfig:
     cgroup: str = "vemgr"
     id_first: int = _FIRST_ID
     id_last: int = _LAST_ID
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     @staticmethod
     def from_mapping(document: Mapping[str, Any]) -> HostConfig:
         """From the file's key-value pairs. Raises `BadParameter` or `BadValue`."""
-        known = {f.name.replace("_", "-"): f for f in fields(HostConfig) if f.name != "networks"}
+        known = {f.name.replace("_", "-"): f for f in fields(HostConfig) if f.name not in ("networks", "scheduler")}
         first = {key: document[key] for key in KEYS if key in document}
-        values: dict[str, Any] = {"networks": parse_networks(first, document.get("network", {}))}
+        values: dict[str, Any] = {"networks": parse_networks(first, document.get("network", {})),
+                                  "scheduler": parse_scheduler(document.get("scheduler", {}))}
         for key, value in document.items():
-            if key in (*KEYS, "network"):
+            if key in (*KEYS, "network", "scheduler"):
                 continue
             if key not in known:
-                remedy = f"there are: {', '.join((*known, *KEYS))}, and [network.NAME]"
+                remedy = f"there are: {', '.join((*known, *KEYS))}, [network.NAME] and [scheduler]"
                 raise BadParameter(f"unknown key in vemgr.toml: {key}", remedy=remedy)
             wanted = int if known[key].type == "int" else str
             if type(value) is not wanted:

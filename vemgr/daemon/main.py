@@ -36,6 +36,7 @@ from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
+from vemgr.runtime.promises import Promises, host_resources
 from vemgr.runtime.reconcile import (
     keep_host_template_tight,
     load_definitions,
@@ -214,7 +215,8 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     store = Store(data)
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
-        limits=Limits(tree, data), devices=DevicePolicy(), networking=Networking(config),
+        promises=Promises(config.scheduler, *host_resources()),
+        limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
         logs=Logs(config.run_dir), filters=Filters(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         purges=started_pool(_PURGES, "purge"),
     )

@@ -23,6 +23,7 @@ CONTROLLERS = ("cpu", "cpuset", "memory", "io", "pids")
 _DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 _EXEC_LEAF = ".vemgr"
 _DEEPEST = 32
+_ENDLESS = 2**63 - 4096  # what the kernel takes as "max", in whole pages
 _MOST_DESCENDANTS = 2000
 
 
@@ -47,6 +48,8 @@ class VECgroup(Controller):  # type: ignore[misc]
     cpu_weight = IntegerFile("cpu.weight")
     cpu_stat = DictFile("cpu.stat", readonly=True)
     cpuset_cpus = BaseFileInterface("cpuset.cpus")
+    memory_min = LimitFile("memory.min")
+    memory_low = LimitFile("memory.low")
     memory_max = LimitFile("memory.max")
     memory_high = LimitFile("memory.high")
     memory_current = IntegerFile("memory.current", readonly=True)
@@ -78,6 +81,7 @@ class CgroupTree:
         self.base = f"{top}/ve"
         os.makedirs(self.base, exist_ok=True)
         self.controllers = self._enable_controllers(top)
+        self._found: dict[str, int] = {}  # protection of cgroups above ours, as others have set it
 
     def _enable_controllers(self, top: str) -> frozenset[str]:
         """Hand the controllers down to the VEs as far as this place in the tree has them.
@@ -164,6 +168,20 @@ class CgroupTree:
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(directory)
 
+    def protect(self, certain: int, promised: int) -> None:
+        """Give the VEs' part of the tree the sum of its VEs' memory.min and memory.low (cgroup-v2.rst: "memory.min ...
+        is limited by the effective protection of all ancestor cgroups"). Above it, where systemd and others set
+        their own, a value is only raised, and goes back to what it was found as. Raises `OSError`."""
+        for name, amount in (("memory.low", promised), ("memory.min", certain)):
+            _command(f"{self.base}/{name}", str(amount))
+            path = os.path.dirname(self.base)
+            # The root has no such file, nor have cgroups above that the controller does not reach.
+            while os.path.exists(f"{path}/{name}"):
+                file = f"{path}/{name}"
+                found = self._found.setdefault(file, _protection(file))
+                _command(file, str(max(found, amount)))
+                path = os.path.dirname(path)
+
     def destroy(self) -> None:
         """Remove our part of the tree. What is still in use stays: under systemd the directory above is its own."""
         for path in (self.base, os.path.dirname(self.base)):
@@ -216,6 +234,12 @@ def _words(path: str) -> list[str]:
         if error.errno in SHORTAGES:
             raise
         return []
+
+
+def _protection(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        text = file.read().strip()
+    return _ENDLESS if text == "max" else int(text)
 
 
 def _command(path: str, text: str) -> None:

@@ -99,6 +99,7 @@ class Ender:
             await self._starter.remove_cgroup(instance.name)
         finally:
             self._parts.networking.released(instance.name)
+            self._parts.promises.release(instance.name)
             instance.is_over()
 
     async def remove(self, instance: Instance) -> str:

@@ -20,6 +20,7 @@ from vemgr.runtime.filters import Filters
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.networking import Networking
+from vemgr.runtime.promises import Promises
 from vemgr.runtime.store import Store
 from vemgr.templates.store import Templates
 
@@ -62,6 +63,7 @@ class Parts:
     networking: Networking
     logs: Logs
     filters: Filters
+    promises: Promises
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

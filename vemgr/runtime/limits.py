@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
 from vemgr.core.config import AUTOMATIC, DEFAULTS, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
+from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.kernel import blockdev, cgroups
 from vemgr.kernel.cgroups import CgroupTree
+from vemgr.scheduler import knobs
+from vemgr.scheduler.admission import promise_of
 
-_PERIOD = 100_000  # microseconds, the kernel's default CPU bandwidth period
 _RECLAIM_STEP = 32 * MIB
 _RECLAIM_PATIENCE = 5  # steps without progress before we say that there is no more to be had
 _IO_KEYS = {"io_read": "rbps", "io_write": "wbps", "iops_read": "riops", "iops_write": "wiops"}
@@ -56,9 +60,10 @@ def _iocost_enabled(device: str) -> bool:
 class Limits:
     """Applies settings to VEs' cgroups. `data`: the directory whose disk a VE's I/O goes to."""
 
-    def __init__(self, tree: CgroupTree, data: str) -> None:
+    def __init__(self, tree: CgroupTree, data: str, scheduler: SchedulerConfig | None = None) -> None:
         self._tree = tree
         self._data = data
+        self._scheduler = scheduler or SchedulerConfig()
 
     def check(self, settings: Settings) -> None:
         """Refuse what this host cannot enforce. Raises `NotEnforceable` or `BadValue`; changes nothing."""
@@ -118,11 +123,50 @@ class Limits:
                 write(group, settings)
 
     def _writers(self) -> list[tuple[set[str], Writer]]:
+        protecting = {"memory_guarantee"}
+        if self._scheduler.policy == Policy.GUARANTEED:
+            protecting.add("memory")  # a limit is a guarantee
         return [
+            (protecting, self._write_protection),
             ({"cpus"}, _write_cpus), ({"cpu_weight"}, _write_cpu_weight), ({"cpu_mask"}, _write_cpu_mask),
             ({"swap", "memory"}, self._write_swap), ({"pids"}, _write_pids), (set(_IO_KEYS), self._write_io),
             ({"io_weight"}, self._write_io_weight),
         ]
+
+    def _write_protection(self, group: Any, settings: Settings) -> None:
+        """memory.low is all that was promised, and memory.min what is certain: with more in memory.min than there is,
+        the kernel would have nothing left but to kill."""
+        promised = promise_of(settings, self._scheduler.policy).memory
+        group.memory_low = knobs.protection(promised, PAGESIZE)
+        group.memory_min = knobs.protection(self._certain(promised), PAGESIZE)
+
+    def write_cpu_weights(self, weights: Mapping[str, int]) -> list[str]:
+        """Give VEs the weights that follow from their guarantees; returns those that have got theirs. One whose
+        cgroup is not there yet, or not any more, is left out."""
+        written = []
+        for ve, weight in weights.items():
+            group: Any = self._tree[ve]
+            try:
+                group.cpu_weight = weight
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
+            else:
+                written.append(ve)
+        return written
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        return self._tree.controllers
+
+    def protect(self, promised: int) -> None:
+        """Let the VEs' memory.low and memory.min take effect, `promised` bytes in all: a cgroup is protected as far
+        as those above it are. Raises `OSError`."""
+        self._tree.protect(knobs.protection(self._certain(promised), PAGESIZE), knobs.protection(promised, PAGESIZE))
+
+    def _certain(self, promised: int) -> int:
+        """The part of promises that is there even if all use what they were promised."""
+        return promised * 1000 // max(1000, self._scheduler.factor("memory"))
 
     def _write_swap(self, group: Any, settings: Settings) -> None:
         # A memory limit alone would let the VE go on in the host's swap: with a limit, no swap unless asked for.
@@ -220,7 +264,7 @@ def _reclaim(group: Any, amount: int) -> None:
 
 
 def _write_cpus(group: Any, settings: Settings) -> None:
-    group.cpu_max = "max" if settings.cpus is None else f"{settings.cpus * _PERIOD // 1000} {_PERIOD}"
+    group.cpu_max = knobs.cpu_max(settings.cpus)
 
 
 def _write_cpu_weight(group: Any, settings: Settings) -> None:
@@ -256,6 +300,7 @@ _READERS: dict[str, Callable[[Any], str]] = {
     "cpus": _cpus_text,
     "cpu-weight": lambda group: str(group.cpu_weight),
     "cpu-mask": lambda group: group.cpuset_cpus or "all",
+    "memory-guarantee": lambda group: units.format_size(group.memory_low),
     "memory": lambda group: units.format_size(group.memory_max),
     "swap": lambda group: units.format_size(group.memory_swap_max),
     "pids": lambda group: "unlimited" if group.pids_max is None else str(group.pids_max),

@@ -9,6 +9,7 @@ execute with an undo for every step. So an error is either a `RefusedError` (not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Coroutine, Mapping
@@ -24,6 +25,7 @@ from vemgr.core.plan import Plan
 from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import stopping
 from vemgr.runtime.addressing import Addressing
+from vemgr.runtime.balancer import Balancer
 from vemgr.runtime.ending import Ender
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
@@ -44,6 +46,7 @@ class Manager:
         self._starter = Starter(parts, launcher)
         self._addressing = Addressing(parts, self.instances)
         self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
+        self._balancer = Balancer(parts, self._ender.in_background)
 
     async def show(self, name: str) -> dict[str, Any]:
         """Everything about one VE: its settings, the limits in force as the kernel has them, and what it uses."""
@@ -141,9 +144,10 @@ class Manager:
     async def restart(self, name: str, *, timeout: float | None = None) -> str:
         async with self.instances.held(name, Verb.STOP) as instance:
             check(name, instance.state, Verb.STOP)
-            step = await self._ender.stop(instance, _patience(instance, timeout))
-            await self._addressing.reload(instance)
-            await self._starter.start(instance)
+            with self._parts.promises.kept(name, lambda: instance.running):
+                step = await self._ender.stop(instance, _patience(instance, timeout))
+                await self._addressing.reload(instance)
+                await self._starter.start(instance)
             return step
 
     async def suspend(self, name: str) -> None:
@@ -175,13 +179,15 @@ class Manager:
             if {"network", "address", "mac", "publish"} & {setting.key for setting in differing}:
                 await self._parts.networking.choose()
                 after = replace(after, links=self._addressing.links(name, settings, before))
-            instance.definition = after  # before anything waits: its address is taken from now on
-            try:
-                await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
-                await self._apply_and_save(instance, after)
-            except BaseException:
-                instance.definition = before
-                raise
+            promises = self._parts.promises
+            with promises.admitted(name, settings) if instance.running else contextlib.nullcontext():
+                instance.definition = after  # before anything waits: its address is taken from now on
+                try:
+                    await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
+                    await self._apply_and_save(instance, after)
+                except BaseException:
+                    instance.definition = before
+                    raise
             return [setting.key for setting in differing if instance.running and not setting.live]
 
     async def _apply_and_save(self, instance: Instance, after: Definition) -> None:
@@ -253,7 +259,8 @@ class Manager:
     def use_tree(self, tree: CgroupTree) -> None:
         """Take another place for the VEs' cgroups: a new keeper's."""
         self._parts.tree = tree
-        self._parts.limits = Limits(tree, self._parts.store.directory)
+        self._parts.limits = Limits(tree, self._parts.store.directory, self._parts.config.scheduler)
+        self._balancer.forget()
 
     async def drain(self, seconds: float) -> None:
         await self._ender.drain(seconds)

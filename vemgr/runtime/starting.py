@@ -45,8 +45,10 @@ class Starter:
             return await asyncio.to_thread(self._parts.templates.host)
 
     async def plan(self, definition: Definition) -> Plan:
-        """What a start would do; changes nothing. Raises `NotEnforceable` for a limit this host cannot enforce."""
+        """What a start would do; changes nothing. Raises `NotEnforceable` for a limit this host cannot enforce, and
+        `Overcommitted` for a guarantee it cannot give."""
         self._parts.limits.check(definition.settings)
+        self._parts.promises.check(definition.name, definition.settings)
         return await self._plan(definition, await self.template(definition.template))
 
     async def _plan(self, definition: Definition, template: Template) -> Plan:
@@ -67,8 +69,13 @@ class Starter:
 
     async def start(self, instance: Instance) -> None:
         """Start a stopped VE; on failure everything is as before. The caller holds its lock."""
+        settings = instance.definition.settings
+        self._parts.limits.check(settings)
+        with self._parts.promises.admitted(instance.name, settings):
+            await self._start(instance)
+
+    async def _start(self, instance: Instance) -> None:
         definition, parts = instance.definition, self._parts
-        parts.limits.check(definition.settings)
         template = await self.template(definition.template)
         if definition.template == HOST_TEMPLATE:  # others cannot go while this VE stands on them
             parts.template_verbs.check_stays(HOST_TEMPLATE)
