@@ -132,6 +132,21 @@ def net(instance):
         server.communicate(timeout=20)
 
 
+def test_what_the_definition_does_not_publish_is_not_published_by_the_next_daemon(net):
+    """A daemon that is killed in the midst of `set` may have let a port through and not have said so to the disk."""
+    ve = net.ve(serve=False)
+    note = net.vemgr.run / "network" / ve
+    before = net.vemgr.ruleset()
+    net.vemgr("set", ve, "--publish", "8099:80")
+    published = note.read_text()
+    net.vemgr("set", ve, "--publish", "")
+    net.kill_daemon()
+    note.write_text(published)
+    net.vemgr("list")
+    assert json.loads(note.read_text())["publish"] != json.loads(published)["publish"]
+    assert "8099" not in net.vemgr.ruleset() and "8099" not in before
+
+
 def test_a_published_port_is_reached_from_everywhere(net):
     ve = net.ve("--publish", "8080:80", "--publish", "5353:80/udp", "--publish", "127.0.0.1:8081:80",
                 "--publish", f"[{UPLINK6}]:8082:80")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from tests.sweep.doing import Doing, WrongError
 from tests.sweep.picture import Picture, difference, take
-from tests.sweep.verbs import SUBJECT, Step, ensure, nothing
+from tests.sweep.verbs import PUBLISHED, SUBJECT, Step, ensure, nothing
 from vemgr.core.errors import VemgrError
 from vemgr.kernel.veth import port_prefix
 
@@ -72,6 +72,7 @@ class Expected:
             after = self._still()
             left = [*after["cgroups"][2:], *(link for link in after["links"] if link.startswith("link of")),
                     *(file for file in after["files"] if file.startswith("run/network/")),
+                    *re.findall(rf"\b{PUBLISHED}\b", after["rules"]),
                     *re.findall(rf'"{port_prefix(self._stage.instance)}[^*"]+"', after["rules"])]
             if left or any(ve != ("stopped", "", False) for ve in after["ves"].values()):
                 raise WrongError(f"the keeper was killed at rest, and left are {left} and {after['ves']}")

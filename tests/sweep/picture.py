@@ -54,7 +54,8 @@ def _definitions(stage: Stage) -> dict[str, Any]:
 
 
 def _link_name(stage: Stage, link: str, ves: dict[str, Any]) -> str:
-    return next((f"link of {ve}" for ve in ves if host_ifname(ve, stage.instance) == link), link)
+    return next((f"link of {ve} {number}" for ve in ves for number in range(2)
+                 if host_ifname(ve, stage.instance, number) == link), link)
 
 
 def _processes(stage: Stage, inits: dict[int, str]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import vemgr.daemon.main
 import vemgr.keeper.main
+import vemgr.runtime.ending
 from tests.sweep import trees
 from vemgr.api.client import Client
 from vemgr.api.location import load_config
@@ -36,6 +37,7 @@ from vemgr.kernel.sysctl import forwarding
 from vemgr.templates.store import Templates
 
 SPAWNER = "vemgr-spawner"
+SECOND_NETWORK = "lan"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _ATTACH = 15.0  # seconds for a daemon or a keeper to serve
 _libc = ctypes.CDLL(None)
@@ -79,7 +81,8 @@ class Stage:
         os.mkdir(self.base, 0o700)
         with open(f"{self.base}/vemgr.toml", "w", encoding="ascii") as file:
             file.write(f'state-dir = "{self.state}"\nrun-dir = "{self.run}"\nbridge = "{self.bridge}"\n'
-                       f'table = "{self.table}"\ncgroup = "{os.path.basename(self.cgroups)}"\n')
+                       f'table = "{self.table}"\ncgroup = "{os.path.basename(self.cgroups)}"\n'
+                       f'[network.{SECOND_NETWORK}]\nbridge = "{self.bridge}-2"\nsubnet6 = "fd77::/64"\n')
         self.instance = load_config(f"{self.base}/vemgr.toml").instance
         namespaces.unshare(namespaces.CLONE_NEWNET)
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -87,6 +90,7 @@ class Stage:
         trees.host(f"{self.base}/host")
         vemgr.daemon.main.Templates = partial(  # type: ignore[misc]
             Templates, host_root=f"{self.base}/host")
+        vemgr.runtime.ending._REBOOT_DELAY = 0.0  # between many reboots in a short time, which here are wanted
         for name, archive in (("busybox", trees.busybox()), ("small", trees.small())):
             with open(f"{self.base}/{name}.tar", "wb") as file:
                 file.write(archive)
@@ -228,7 +232,8 @@ class Stage:
         return text
 
     def _forget_network(self) -> None:
-        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
+        for bridge in (self.bridge, f"{self.bridge}-2"):
+            subprocess.run(["ip", "link", "del", bridge], capture_output=True)
         with contextlib.suppress(Exception):
             Firewall(self.table).remove()
 

@@ -14,7 +14,7 @@ from tests.sweep.doing import Doing, WrongError
 from tests.sweep.expected import Expected
 from tests.sweep.stage import Caller, Stage, alive
 from tests.sweep.tracer import Traced
-from tests.sweep.verbs import BYSTANDER, Verb
+from tests.sweep.verbs import BYSTANDER, SUBJECT, Verb
 from vemgr.core.errors import VemgrError
 
 _ANSWER = 30.0  # seconds for the daemon to answer when another process was killed
@@ -58,14 +58,15 @@ class Sweep:
         """Kill at call number `at`. False when the verb has come to its end before that. Raises `WrongError`."""
         report = self._report
         self._doing.base()
-        pid = self._stage.ves()[BYSTANDER]["pid"] if self._verb.bystander else 0
+        pid = self._pid_of(BYSTANDER) if self._verb.bystander else 0
+        before = self._pid_of(SUBJECT) if self._verb.renews else 0
         traced, caller = self._doing.traced(at)
         if traced.killed:
             report.points += 1
         else:
             report.total = traced.calls
         try:
-            outcome = self._judge(traced, caller, pid)
+            outcome = self._judge(traced, caller, pid, before)
         except (WrongError, VemgrError, AssertionError, OSError) as error:
             report.wrong.append(f"{at} {traced.call or 'untouched'}: {type(error).__name__}: {error}")
             raise WrongError(report.wrong[-1]) from error
@@ -73,8 +74,14 @@ class Sweep:
             report.outcomes[outcome] += 1
         return bool(traced.killed)
 
-    def _judge(self, traced: Traced, caller: Caller, bystander: int) -> str:
-        """The outcome, if all is well: which of the expected states, nobody else touched, and the verb still works."""
+    def _pid_of(self, ve: str) -> int:
+        return int(self._stage.ves()[ve]["pid"])
+
+    def _judge(self, traced: Traced, caller: Caller, bystander: int, subject: int) -> str:
+        """The outcome, if all is well: which of the expected states, nobody else touched, and the verb still works.
+
+        `bystander`, `subject`: the pids of their inits before.
+        """
         began = self._begin_anew(traced, caller)
         outcome = "untouched"
         if traced.killed:
@@ -84,9 +91,11 @@ class Sweep:
             if took > self._within:
                 self._report.late.append(f"{traced.calls} {traced.call}: {took:.2f} s until '{outcome}'")
         if self._verb.bystander and self._report.target != "keeper":
-            now = self._stage.ves()[BYSTANDER]["pid"]
+            now = self._pid_of(BYSTANDER)
             if now != bystander:
                 raise WrongError(f"the VE that nobody touched had pid {bystander} and has {now}")
+        if subject and self._report.target == "daemon":
+            self._stage.wait(lambda: self._pid_of(SUBJECT) not in (0, subject), "its init is the old one")
         self._doing.base()
         self._doing.perform()
         self._doing.base()

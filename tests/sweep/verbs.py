@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.sweep.stage import Stage
+from tests.sweep.stage import SECOND_NETWORK, Stage
 
 BYSTANDER, SUBJECT = "bystander", "subject"
+PUBLISHED = 18080
 _GATES: list[int] = []  # opened, and open as long as the process lives
+_LIVES: dict[str, int] = {}  # of the subject, before it reboots; by stage
 _COMMAND = {"argv": ["true"], "env": {}, "cwd": "/", "user": "root", "tty": False}
 
 Step = Callable[[Stage], object]
@@ -46,6 +48,7 @@ class Verb:
     # Where it is no request: prepares, and returns what lets it happen.
     begin: Callable[[Stage], Callable[[], object]] | None = None
     finished: Callable[[Stage], bool] | None = None
+    renews: bool = False  # the subject has another init after it, also where the daemon was killed
 
     @property
     def ends_all(self) -> bool:
@@ -176,6 +179,38 @@ def _is_over(stage: Stage) -> bool:
     return not os.path.exists(f"{stage.cgroups}/ve/{SUBJECT}")
 
 
+def _reboot(stage: Stage) -> Callable[[], object]:
+    """A command in the VE, before a pipe: the way in is `exec`'s affair."""
+    _LIVES[stage.tag] = _lives(stage)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    command = {**_COMMAND, "argv": ["/bin/sh", "-c", "read x; exec /bin/busybox reboot -f"]}
+    answer = stage.call("Exec", [reader, null, null], name=SUBJECT, command=command, stdio=[0, 1, 2])
+    for fd in (reader, null, *answer["descriptors"]):
+        os.close(fd)
+
+    def act() -> None:
+        os.write(writer, b"\n")
+        os.close(writer)
+    return act
+
+
+def _lives(stage: Stage) -> int:
+    with open(f"{stage.base}/vemgrd.log", encoding="utf-8") as file:
+        return file.read().count(f"VE {SUBJECT} started")
+
+
+def _has_rebooted(stage: Stage) -> bool:
+    return _lives(stage) > _LIVES[stage.tag]
+
+
+def _channel(_stage: Stage) -> Iterator[list[int]]:
+    """For the console: a client that leaves when it has its answer."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield [theirs.fileno()]
+
+
 def _litter(stage: Stage) -> Callable[[], object]:
     """A daemon to be, before a gate, and what interrupted verbs leave, in one heap."""
     stage.kill(stage.daemon)
@@ -208,6 +243,8 @@ def _of(name: str, **more: Any) -> dict[str, Any]:
 
 _BOTH, _ALL = ("daemon", "keeper"), ("daemon", "keeper", "child")
 _STOPPED, _RUNNING, _ABSENT = (ensure(SUBJECT, state) for state in ("stopped", "running", "absent"))
+_LINKS = setting(network=f"bridge {SECOND_NETWORK}", publish=f"{PUBLISHED}:80 {PUBLISHED}:80/udp")
+_ATTACH = ("Attach", _of(SUBJECT, stream=0))
 _RUN = _of("once", template="bb", settings={}, command=_COMMAND, stdio=[0, 1, 2])
 
 VERBS = {verb.name: verb for verb in (
@@ -218,6 +255,7 @@ VERBS = {verb.name: verb for verb in (
     Verb("start-host", ensure(SUBJECT, "stopped", "host"), ("Start", _of(SUBJECT)), targets=_ALL),
     Verb("network-start", _no_network, ("Start", _of(SUBJECT)), bystander=False,
          between=(both(_RUNNING, _STOPPED),), leaves=("links", "rules", "files", "daemon", "forwarding"), targets=_ALL),
+    Verb("start-networks", both(_STOPPED, _LINKS), ("Start", _of(SUBJECT)), targets=_ALL),
     Verb("stop", _RUNNING, ("Stop", _of(SUBJECT, timeout=20)), targets=_BOTH),
     Verb("stop-kill", _RUNNING, ("Stop", _of(SUBJECT, kill=True)), targets=_BOTH),
     Verb("restart", _RUNNING, ("Restart", _of(SUBJECT, timeout=20)), between=(_STOPPED,), targets=_ALL),
@@ -233,6 +271,12 @@ VERBS = {verb.name: verb for verb in (
          ("Set", _of(SUBJECT, settings={"address": "PREFIX.77"}))),
     Verb("set-network", both(_STOPPED, setting(network="default")),
          ("Set", _of(SUBJECT, settings={"network": "none"}))),
+    Verb("set-networks", both(_STOPPED, setting(network="default", publish="")),
+         ("Set", _of(SUBJECT, settings={"network": f"bridge {SECOND_NETWORK}", "publish": f"{PUBLISHED}:80"}))),
+    Verb("set-publish", both(_RUNNING, setting(publish="")),
+         ("Set", _of(SUBJECT, settings={"publish": f"{PUBLISHED}:80 {PUBLISHED}:80/udp"}))),
+    Verb("console", _RUNNING, _ATTACH, stdio=_channel, targets=_BOTH),
+    Verb("console-before", _STOPPED, _ATTACH, stdio=_channel, targets=_BOTH),
     Verb("exec", _RUNNING, ("Exec", _of(SUBJECT, command=_COMMAND, stdio=[0, 1, 2])), stdio=_null, targets=_ALL),
     Verb("exec-tty", _RUNNING, ("Exec", _of(SUBJECT, command={**_COMMAND, "tty": True}, stdio=[0])), stdio=_terminal,
          targets=_ALL),
@@ -248,5 +292,8 @@ VERBS = {verb.name: verb for verb in (
     Verb("shutdown", _after_shutdown, ("Shutdown", {}), bystander=False, finished=_is_down,
          leaves=("links", "rules", "files", "daemon", "keeper", "forwarding"), targets=_BOTH),
     Verb("ended", _RUNNING, begin=_kill_init, finished=_is_over, targets=_BOTH),
+    Verb("reboot", _RUNNING, begin=_reboot, finished=_has_rebooted, renews=True, targets=_BOTH),
+    # It has ended, and what was to be its next life was killed.
+    Verb("reboot-new", _RUNNING, begin=_reboot, finished=_has_rebooted, between=(_STOPPED,), targets=("child",)),
     Verb("recover", _STOPPED, begin=_litter, finished=_is_clean),
 )}

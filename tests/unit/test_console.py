@@ -136,6 +136,28 @@ def test_only_this_life_is_shown_to_who_attaches(world):
     assert log.count(b"[vemgr: web1 started ") == 2 and log.endswith(b"]\r\nsecond")
 
 
+def test_who_has_left_is_in_nobodys_way(world):
+    """Also when the keeper has not come to see it yet, and what was typed last is not lost."""
+    slave = world.open()
+    first = world.attach()
+    messages(first)  # with something unread, the kernel would throw away what was typed
+    first.send(DATA + b"last words\n")
+    first.close()
+    second = world.attach()
+    world.until(lambda: _typed(slave))
+    second.send(DATA + b"more\n")
+    second.close()
+    third = world.attach()
+    world.attach(refusal="writer")
+    third.close()
+    world.attach()
+
+
+def _typed(slave):
+    with contextlib.suppress(BlockingIOError):
+        return os.read(slave, 100)
+
+
 def test_scrollback_is_bounded_and_begins_with_a_line(world):
     slave = world.open()
     for number in range(4000):

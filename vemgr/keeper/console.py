@@ -64,7 +64,8 @@ class Consoles:
 
     def attach(self, ve: str, channel: socket.socket, *, writes: bool, force: bool) -> str:
         """Take in a client; with `force` it takes the place of the one that writes. Returns why not, or ""."""
-        others = self.clients(ve)
+        # Who has just left is in nobody's way, also when the loop has not come to it yet.
+        others = [client for client in self.clients(ve) if not client.has_left()]
         writer = next((client for client in others if client.writes), None) if writes else None
         if writer is not None and not force:
             return "writer"

@@ -64,10 +64,19 @@ class Client:
 
     def look(self) -> None:
         """See whether it has gone, while it is not listened to."""
+        if not self._listening:
+            self.has_left()
+
+    def has_left(self) -> bool:
+        """Whether it has closed its end, before the loop comes to that; then what it still has typed is taken."""
         poll = select.poll()
         poll.register(self._channel, 0)  # the end of a connection is always reported
-        if not self._listening and poll.poll(0):
-            self._close()
+        while self._open and poll.poll(0):
+            if self._listening:
+                self._read()
+            else:
+                self._close()
+        return not self._open
 
     def holds_up(self) -> bool:
         """Whether the VE should wait for it."""

@@ -342,9 +342,13 @@ class Networking:
         await self.choose()
         self.attachments.load(list(running))
         for ve, (links, publish) in running.items():
-            if links and self.attachments.get(ve) is None:
+            there = self.attachments.get(ve)
+            if links and there is None:
                 with contextlib.suppress(BadValue):  # a network that is gone from vemgr.toml
                     self.attachments.put(self._attachment(ve, links, publish))
+            elif there is not None and there.publish != publish:
+                # A daemon ended between changing this and writing it to the definition, which alone says what holds.
+                self.attachments.publish(ve, publish)
         await self.restore()
         for attachment in self.attachments:
             try:
