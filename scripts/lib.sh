@@ -64,6 +64,11 @@ need_python() {
     bin=/usr/local/sbin
     man=/usr/local/share/man
     manual=(vemgr.1 vemgr.toml.5 vemgrd.8)
+    declare -A completions=(
+        [bash]=/usr/local/share/bash-completion/completions/vemgr
+        [zsh]=/usr/local/share/zsh/site-functions/_vemgr
+        [fish]=/usr/local/share/fish/vendor_completions.d/vemgr.fish
+    )
     commands=(vemgr vemgrd vemgr-keeper)
     unit_dir=/etc/systemd/system
     units=(vemgr.socket vemgr-keeper.service vemgr.service vemgr-ves.service)

@@ -76,6 +76,25 @@ def test_quickstart_installs_every_man_page():
     assert sorted(listed[1].split()) == sorted(path.name for path in PROJECT.glob("docs/man/*"))
 
 
+def test_quickstart_installs_and_uninstall_removes_completions(tmp_path):
+    """In a place of its own, by a program that says what it was asked for."""
+    program = tmp_path / "bin/vemgr"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$_VEMGR_COMPLETE"\n')
+    program.chmod(0o755)
+    library = LIBRARY.read_text().replace("/usr/local/share", f"{tmp_path}/share")
+    install, remove = ((PROJECT / "scripts" / name).read_text() for name in ("quickstart", "uninstall"))
+    install = re.search(r"^install_completions\(\) \{.*?^\}", install, re.DOTALL | re.MULTILINE)[0]
+    remove = re.search(r'    for file in "\$\{completions.*?^    done', remove, re.DOTALL | re.MULTILINE)[0]
+    begin = f"set -euo pipefail\n{library}\nprefix={tmp_path}\n"
+    subprocess.run(["bash", "-c", f"{begin}{install}\ninstall_completions"], check=True)
+    written = {path.relative_to(tmp_path / "share"): path.read_text().strip()
+               for path in (tmp_path / "share").rglob("*") if path.is_file()}
+    assert sorted(written.values()) == ["bash_source", "fish_source", "zsh_source"]
+    subprocess.run(["bash", "-c", f"{begin}{remove}"], check=True)
+    assert list((tmp_path / "share").rglob("*")) == []
+
+
 def directives(unit: str) -> list[str]:
     return (PROJECT / "systemd" / unit).read_text().splitlines()
 

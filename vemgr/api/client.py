@@ -55,10 +55,14 @@ def lost(why: str) -> Unreachable:
 
 
 class Client:
-    """One connection. Raises `Unreachable` or `PermissionDenied` when made, `RemoteError` for the daemon's errors."""
+    """One connection. Raises `Unreachable` or `PermissionDenied` when made, `RemoteError` for the daemon's errors.
 
-    def __init__(self, path: str) -> None:
+    `timeout`: seconds after which a daemon that says nothing does not answer.
+    """
+
+    def __init__(self, path: str, timeout: float | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(timeout)
         try:
             self._socket.connect(path)
         except PermissionError:

@@ -13,14 +13,26 @@ import click
 import vemgr
 from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
-from vemgr.cli import connection, console, ending, execute, keys, logs, tables
+from vemgr.cli import completion, connection, console, ending, execute, keys, logs, tables
 from vemgr.cli.networks import network
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
 
 _DEFAULT_CONFIG = location.DEFAULT_PATH
-names_argument = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+
+
+def names_argument(*states: str) -> Callable[..., Any]:
+    """Names of VEs; a shell completes those of VEs in one of `states`, or of all."""
+    return click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.ves(*states))
+
+
+def name_argument(*states: str) -> Callable[..., Any]:
+    return click.argument("name", shell_complete=completion.ves(*states))
+
+
+template_option = click.option("--template", "template_name", default="", metavar="TEMPLATE",
+                               help="What the VE is made from.", shell_complete=completion.templates)
 detach_keys_option = click.option("--detach-keys", default=keys.DEFAULT, envvar="VEMGR_DETACH_KEYS", metavar="KEYS",
                                   show_default=True, help="What to type to leave a console.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -48,7 +60,8 @@ def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each row of the settings table."""
     for setting in reversed(SETTINGS):
         function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help,
-                                multiple=setting.repeatable)(function)
+                                multiple=setting.repeatable,
+                                shell_complete=completion.networks if setting.key == "network" else None)(function)
     return function
 
 
@@ -94,8 +107,8 @@ def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[C
 
 
 @cli.command()
-@names_argument
-@click.option("--template", "template_name", default="", metavar="TEMPLATE", help="What the VE is made from.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@template_option
 @setting_options
 @click.pass_context
 def create(context: click.Context, /, names: tuple[str, ...], template_name: str, **options: str | None) -> None:
@@ -110,7 +123,7 @@ def _nothing(_reply: dict[str, Any]) -> None:
 
 
 @cli.command()
-@names_argument
+@names_argument("stopped")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, step by step.")
 @click.option("--console", "attach", is_flag=True, help="Attach to the console before it starts; for one VE.")
 @detach_keys_option
@@ -130,7 +143,7 @@ def start(context: click.Context, names: tuple[str, ...], dry_run: bool, attach:
 
 
 @cli.command()
-@click.argument("names", nargs=-1, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="NAME...", shell_complete=completion.ves("running", "suspended"))
 @click.option("--all", "all_", is_flag=True, help="All that run.")
 @click.option("--timeout", type=int, metavar="SECONDS", help="How long to wait before killing.")
 @click.option("--kill", is_flag=True, help="Do not ask, kill.")
@@ -151,7 +164,7 @@ def stop(context: click.Context, names: tuple[str, ...], all_: bool, timeout: in
 
 
 @cli.command()
-@names_argument
+@names_argument("running")
 @click.option("--timeout", type=int, metavar="SECONDS", help="How long to wait before killing.")
 @click.pass_context
 def restart(context: click.Context, names: tuple[str, ...], timeout: int | None) -> None:
@@ -161,7 +174,7 @@ def restart(context: click.Context, names: tuple[str, ...], timeout: int | None)
 
 
 @cli.command()
-@names_argument
+@names_argument("running")
 @click.pass_context
 def suspend(context: click.Context, names: tuple[str, ...]) -> None:
     """Freeze VEs where they are."""
@@ -169,7 +182,7 @@ def suspend(context: click.Context, names: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@names_argument
+@names_argument("suspended")
 @click.pass_context
 def resume(context: click.Context, names: tuple[str, ...]) -> None:
     """Let frozen VEs go on."""
@@ -177,7 +190,7 @@ def resume(context: click.Context, names: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@names_argument
+@names_argument()
 @click.option("--force", is_flag=True, help="Also those that run.")
 @click.pass_context
 def destroy(context: click.Context, names: tuple[str, ...], force: bool) -> None:
@@ -203,7 +216,7 @@ def list_(context: click.Context, as_json: bool, running: bool) -> None:
 
 
 @cli.command()
-@names_argument
+@names_argument()
 @json_option
 @click.pass_context
 def show(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
@@ -252,7 +265,7 @@ def _link(link: dict[str, str]) -> str:
 
 
 @cli.command("set")
-@click.argument("name")
+@name_argument()
 @setting_options
 @click.pass_context
 def set_(context: click.Context, /, name: str, **options: str | None) -> None:
@@ -282,7 +295,7 @@ def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cli.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @command_options
-@click.argument("name")
+@name_argument("running")
 @click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
 @click.pass_context
 def exec_(context: click.Context, name: str, argv: tuple[str, ...], terminal: bool, interactive: bool,
@@ -315,7 +328,7 @@ def _execute(call: execute.Call, command: dict[str, Any]) -> int:
 
 
 @cli.command()
-@click.argument("name")
+@name_argument("running")
 @click.option("-u", "--user", default="root", metavar="USER[:GROUP]", help="Enter as this user of the VE.")
 @click.pass_context
 def enter(context: click.Context, name: str, user: str) -> NoReturn:
@@ -326,7 +339,7 @@ def enter(context: click.Context, name: str, user: str) -> NoReturn:
 
 
 @cli.command("console")
-@click.argument("name")
+@name_argument()
 @click.option("--read-only", is_flag=True, help="Look on; others may, too.")
 @click.option("--force", is_flag=True, help="Send away who is attached and types.")
 @detach_keys_option
@@ -337,7 +350,7 @@ def console_(context: click.Context, name: str, read_only: bool, force: bool, de
 
 
 @cli.command("logs")
-@click.argument("name")
+@name_argument()
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is printed, until the VE is destroyed.")
 @click.option("-n", "--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
 @click.option("--since", metavar="TIME", help="Only what was printed from then on: 10m (ago) or 2026-11-22T21:30:00Z.")
@@ -355,7 +368,7 @@ def logs_(context: click.Context, name: str, follow: bool, tail: int | None, raw
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--template", "template_name", default="", metavar="TEMPLATE", help="What the VE is made from.")
+@template_option
 @click.option("--name", default="", help="Its name, chosen by vemgr otherwise.")
 @setting_options
 @command_options

@@ -14,7 +14,7 @@ import click
 
 from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH
-from vemgr.cli import connection, tables
+from vemgr.cli import completion, connection, tables
 from vemgr.core.errors import BadValue, NotEnoughResources
 from vemgr.core.layers import check_template_name
 
@@ -47,7 +47,7 @@ def list_(context: click.Context, as_json: bool) -> None:
 
 
 @template.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.templates)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def show(context: click.Context, name: str, as_json: bool) -> None:
@@ -60,7 +60,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
 
 
 @template.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.templates)
 @click.pass_context
 def remove(context: click.Context, name: str) -> None:
     """Remove a template that no VE uses."""
@@ -76,7 +76,7 @@ def refresh_host(context: click.Context) -> None:
 
 @template.command("import")
 @click.argument("name")
-@click.argument("source", metavar="FILE|DIRECTORY|-")
+@click.argument("source", metavar="FILE|DIRECTORY|-", shell_complete=completion.files)
 @click.option("--description", default="", help="A line for people.")
 @click.pass_context
 def import_(context: click.Context, name: str, source: str, description: str) -> None:
@@ -108,7 +108,7 @@ def _import(connected: Client, name: str, description: str, fd: int) -> dict[str
 @click.option("--suite", default="", help="Suite of the distribution, where the name does not tell.")
 @click.option("--mirror", default="", metavar="URL", help="Package mirror.")
 @click.option("--include", default="", metavar="PACKAGES", help="More packages, separated by commas.")
-@click.option("--keyring", default="", metavar="FILE", help="The distribution's keys.")
+@click.option("--keyring", default="", metavar="FILE", help="The distribution's keys.", shell_complete=completion.files)
 @click.pass_context
 def build(context: click.Context, name: str, suite: str, mirror: str, include: str, keyring: str) -> None:
     """Build a template with mmdebstrap: debian-12, debian-13, ubuntu-24.04, ..."""
