@@ -15,11 +15,14 @@ def above(ve):
         path = path.parent
 
 
-def test_a_memory_guarantee_holds_all_the_way_up(make_ve, until):
+def test_a_memory_guarantee_holds_all_the_way_up(make_ve, vemgr, until):
     ve = make_ve("promised", memory_guarantee="64M")
     until(lambda: all(int((path / name).read_text()) >= 64 * MIB for path in above(ve)
                       for name in ("memory.min", "memory.low")), what="protection of the cgroups above the VE")
     assert ve.in_force("memory-guarantee") == ve.show()["settings"]["memory-guarantee"] == "64M"
+    knobs = {knob["file"]: knob for knob in vemgr.ask("Explain", name=ve.name)["knobs"]}
+    assert {file: knob["value"] for file, knob in knobs.items()} == {
+        file: knob["wanted"] for file, knob in knobs.items()}
     ve.set(memory_guarantee="32M")
     assert (ve.read("memory.min"), ve.read("memory.low")) == (str(32 * MIB),) * 2
     until(lambda: (ve.group.parent / "memory.min").read_text().strip() == str(32 * MIB), what="the sum of the VEs")

@@ -133,6 +133,50 @@ def test_networks(daemon, run):
     assert daemon.asked[-1] == ("RestoreNetwork", None)
 
 
+def test_capacity(daemon, run):
+    found = {"policy": "dense", "resources": [
+        {"resource": "cpus", "total": 4000, "reserve": 200, "overcommit": 1.5, "promisable": 5700, "promised": 1500,
+         "free": 4200, "used": 1234, "holders": [{"ve": "web1", "amount": 1500}]},
+        {"resource": "memory", "total": 8 << 30, "reserve": 1 << 30, "overcommit": 1.0, "promisable": 7 << 30,
+         "promised": 0, "free": 7 << 30, "used": 5 << 20, "holders": []}]}
+    daemon.answers["GetCapacity"] = found
+    assert run("scheduler", "capacity") == (0, (
+        "policy: dense\n"
+        "RESOURCE  TOTAL  RESERVE  OVERCOMMIT  PROMISABLE  PROMISED  FREE   USED\n"
+        "cpus      4      0.2      1.5         5.7         1.5       4.2    1.234\n"
+        "memory    8192M  1024M    1           7168M       0M        7168M  5M\n"
+        "\n"
+        "PROMISED TO  RESOURCE  AMOUNT\n"
+        "web1         cpus      1.5\n"), "")
+    assert json.loads(run("scheduler", "capacity", "--json")[1]) == found
+
+
+def test_what_fits(daemon, run):
+    daemon.answers["CountFitting"] = {"unlimited": False, "count": 3, "scarce": "memory"}
+    assert run("scheduler", "plan", "--cpus", "0.5", "--memory", "1G") == (0, "3 more (memory ends first)\n", "")
+    assert daemon.asked == [("CountFitting", {"cpus": "0.5", "memory": "1G"})]
+    daemon.answers["CountFitting"] = {"unlimited": True, "count": 0, "scarce": ""}
+    assert "any number" in run("scheduler", "plan", "--cpus", "0")[1]
+    assert run("scheduler", "plan")[0] == 20
+
+
+@pytest.mark.parametrize(("state", "value", "text"), [
+    ("running", "100 100000", "cpu.max = 100 100000: why"),
+    ("running", "max", "cpu.max = max, should be 100 100000: why"),
+    ("running", "", "cpu.max is not there on this host, would be 100 100000: why"),
+    ("stopped", "", "cpu.max would be 100 100000: why"),
+])
+def test_explain(daemon, run, state, value, text):
+    share = {"resource": "cpus", "guarantee": "0", "limit": "1", "weight": 100, "entitled": "0.5", "used": ""}
+    daemon.answers["Explain"] = {"name": "web1", "state": state, "policy": "balanced", "shares": [share], "knobs": [
+        {"file": "cpu.max", "value": value, "wanted": "100 100000", "reason": "why"}]}
+    assert run("scheduler", "explain", "web1") == (0, (
+        f"web1: {state}, policy balanced\n"
+        "RESOURCE  GUARANTEE  LIMIT  WEIGHT  ENTITLED  USED\n"
+        "cpus      0          1      100     0.5       -\n"
+        f"\n{text}\n"), "")
+
+
 def test_show_several(daemon, run):
     """For programs: one name is an object, several are a list, whatever becomes of them."""
     def answer(parameters, _fds):

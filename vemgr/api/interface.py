@@ -84,6 +84,58 @@ class HostInfo(TypedDict):
     stateDir: str
 
 
+class Holder(TypedDict):
+    ve: str
+    amount: int
+
+
+class ResourceInfo(TypedDict):
+    resource: str
+    total: int
+    reserve: int
+    overcommit: float
+    promisable: int
+    promised: int
+    free: int
+    used: int
+    holders: list[Holder]
+
+
+class CapacityInfo(TypedDict):
+    policy: str
+    resources: list[ResourceInfo]
+
+
+class Fitting(TypedDict):
+    unlimited: bool
+    count: int
+    scarce: str
+
+
+class Share(TypedDict):
+    resource: str
+    guarantee: str
+    limit: str
+    weight: int
+    entitled: str
+    used: str
+
+
+class Knob(TypedDict):
+    file: str
+    value: str
+    wanted: str
+    reason: str
+
+
+class Explanation(TypedDict):
+    name: str
+    state: str
+    policy: str
+    shares: list[Share]
+    knobs: list[Knob]
+
+
 class Command(TypedDict):
     argv: list[str]
     env: dict[str, str]
@@ -124,6 +176,9 @@ class Service(Protocol):
     async def refresh_host_template(self) -> None: ...
     async def host(self) -> dict[str, Any]: ...
     async def restore_network(self) -> None: ...
+    async def capacity(self) -> dict[str, Any]: ...
+    def fitting(self, cpus: str, memory: str) -> dict[str, Any]: ...
+    async def explain(self, name: str) -> dict[str, Any]: ...
     async def shutdown(self) -> None: ...
 
 
@@ -275,6 +330,23 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     async def GetHost(self) -> HostInfo:
         """What this host can enforce, and where things are."""
         return await self._service.host()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def GetCapacity(self) -> CapacityInfo:
+        """What the host has, keeps for itself, has promised to whom and can still promise, and what is used of it now:
+        "cpus" in thousandths of a CPU, "memory" in bytes."""
+        return await self._service.capacity()  # type: ignore[return-value]
+
+    @varlinkmethod
+    def CountFitting(self, *, cpus: str | None = None, memory: str | None = None) -> Fitting:
+        """How many more VEs with these guarantees could be started, and which resource ends first."""
+        return self._service.fitting(cpus or "", memory or "")  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def Explain(self, *, name: str) -> Explanation:
+        """What a VE has been promised, is entitled to when all VEs want all they can get, and uses; and for each file
+        of its cgroup the value, what it should be, and why. A VE that does not run as if it had just been started."""
+        return await self._service.explain(name)  # type: ignore[return-value]
 
     @varlinkmethod
     async def RestoreNetwork(self) -> None:

@@ -15,6 +15,7 @@ from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
 from vemgr.cli import completion, connection, console, ending, execute, keys, logs, tables
 from vemgr.cli.networks import network
+from vemgr.cli.scheduler import scheduler
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
@@ -49,6 +50,7 @@ def cli(context: click.Context, config: str) -> None:
 
 
 cli.add_command(network)
+cli.add_command(scheduler)
 cli.add_command(template)
 
 

@@ -16,6 +16,7 @@ import vemgr
 from vemgr.api.interface import Command
 from vemgr.core.errors import BadValue, StillRunning
 from vemgr.core.layers import HOST_TEMPLATE, Template
+from vemgr.runtime.accounting import Accounting
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.store import storage_errors
@@ -29,6 +30,7 @@ class DaemonService:
         self._parts = parts
         self._keeper_pid = keeper_pid
         self._end = end
+        self._accounting = Accounting(parts)
 
     def ves(self) -> list[dict[str, Any]]:
         return [instance.summary() for instance in self._manager.instances]
@@ -150,6 +152,15 @@ class DaemonService:
             "bridge": networks[0]["bridge"], "networks": networks,
             "keeperPid": self._keeper_pid(), "stateDir": self._parts.config.state_dir,
         }
+
+    async def capacity(self) -> dict[str, Any]:
+        return await self._accounting.capacity()
+
+    def fitting(self, cpus: str, memory: str) -> dict[str, Any]:
+        return self._accounting.fitting(cpus, memory)
+
+    async def explain(self, name: str) -> dict[str, Any]:
+        return await self._accounting.explain(self._manager.instances.get(name))
 
     async def restore_network(self) -> None:
         await self._parts.networking.restore()

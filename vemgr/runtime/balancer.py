@@ -2,8 +2,7 @@
 """Keeps what follows from all guarantees together in force: the VEs' cpu.weight, and the memory protection above them.
 
 A weight is relative to the others', so each start, end or change may move that of every VE. This is done in the
-background, for many changes at once, and writes only what differs by more than `_TOLERANCE`: a start does not wait for
-it.
+background, for many changes at once, and writes only what `knobs.is_off`: a start does not wait for it.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from vemgr.runtime.instances import Parts
+from vemgr.scheduler import knobs
 
 log = logging.getLogger(__name__)
 
 _DELAY = 0.05  # seconds; what changes within them is done at once
-_TOLERANCE = 400  # a weight that is off by less than one part in so many stays
 
 
 class Balancer:
@@ -76,4 +75,4 @@ class Balancer:
         written = self._weights.get(ve)
         if written is None or not self._parts.promises.ledger.held:
             return weight != written
-        return abs(weight - written) * _TOLERANCE > written
+        return knobs.is_off(weight, written)

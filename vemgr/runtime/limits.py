@@ -165,8 +165,7 @@ class Limits:
         self._tree.protect(knobs.protection(self._certain(promised), PAGESIZE), knobs.protection(promised, PAGESIZE))
 
     def _certain(self, promised: int) -> int:
-        """The part of promises that is there even if all use what they were promised."""
-        return promised * 1000 // max(1000, self._scheduler.factor("memory"))
+        return knobs.certain(promised, self._scheduler.factor("memory"))
 
     def _write_swap(self, group: Any, settings: Settings) -> None:
         # A memory limit alone would let the VE go on in the host's swap: with a limit, no swap unless asked for.

@@ -111,6 +111,13 @@ class Ledger:
         found = [(ve, getattr(promise, resource)) for ve, promise in self.held.items()]
         return sorted(((ve, amount) for ve, amount in found if amount), key=lambda each: (-each[1], each[0]))
 
+    def fitting(self, promise: Promise) -> tuple[int | None, str]:
+        """How many more VEs with this promise there is room for, and the resource that ends first; None for as many
+        as one likes, when it asks for nothing."""
+        counts = [(self.free(resource.name) // amount, resource.name) for resource in RESOURCES
+                  if (amount := getattr(promise, resource.name))]
+        return min(counts, key=lambda each: each[0]) if counts else (None, "")
+
     def _refusal(self, ve: str, resource: Resource, asked: int, has: int) -> Overcommitted:
         capacity, show = self.capacity[resource.name], resource.show
         fits = self.free(resource.name) + has

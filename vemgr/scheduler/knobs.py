@@ -22,6 +22,7 @@ PERIOD = 100_000  # microseconds, the kernel's default CPU bandwidth period
 LEAST_QUOTA = 1_000  # microseconds, the kernel's min_cfs_quota_period
 PAGE = 4096
 LEAST_WEIGHT, MOST_WEIGHT = 1, 10_000
+_TOLERANCE = 400  # a weight that is off by less than one part in so many stays
 
 
 def cpu_quota(millicpus: int) -> int:
@@ -42,6 +43,12 @@ def cpu_burst(millicpus: int | None, burst: int) -> int:
 def protection(size: int, page: int = PAGE) -> int:
     """memory.min or memory.low: a guarantee must not be short by the part of a page that the kernel cuts off."""
     return -(-size // page) * page
+
+
+def certain(promised: int, factor: int) -> int:
+    """The part of memory promises that is there even if all use what they were promised, when promises may be `factor`
+    thousandths of what there is."""
+    return promised * 1000 // max(1000, factor)
 
 
 def cap(size: int | None, page: int = PAGE) -> int | None:
@@ -67,3 +74,8 @@ def weights(wanted: Sequence[Fraction | int], guaranteed: Sequence[bool]) -> lis
         rounded = -(-numerator // denominator) if is_guaranteed else numerator // denominator
         values.append(max(LEAST_WEIGHT, rounded))
     return values
+
+
+def is_off(weight: int, written: int) -> bool:
+    """Whether a weight is so far from what it should be that it is worth a write: each start moves all a little."""
+    return abs(weight - written) * _TOLERANCE > written

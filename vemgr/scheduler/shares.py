@@ -18,11 +18,12 @@ MICRO = 1000  # the filling is in millionths of a CPU, settings are in thousandt
 
 @dataclass(frozen=True, slots=True)
 class CpuShares:
-    """By VE. `entitled`: millionths of a CPU when all want all they can get. `weights`: for cpu.weight. `level`:
-    millionths of a CPU for each unit of weight above the guarantee."""
+    """By VE. `entitled`: millionths of a CPU when all want all they can get. `weights`: for cpu.weight; `derived`: they
+    follow from guarantees too. `level`: millionths of a CPU for each unit of weight above the guarantee."""
 
     entitled: dict[str, int]
     weights: dict[str, int]
+    derived: bool
     level: Fraction
 
 
@@ -40,7 +41,16 @@ def cpu_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy) -> Cp
     claims = [cpu_claim(settings, promise_of(settings, policy)) for settings in ves.values()]
     filling = fill(capacity * MICRO, claims)
     given = [settings.cpu_weight for settings in ves.values()]
-    if any(claim.promise for claim in claims):
+    derived = any(claim.promise for claim in claims)
+    if derived:
         given = weights([claim.promise + filling.level * claim.weight for claim in claims],
                         [claim.promise > 0 for claim in claims])
-    return CpuShares(dict(zip(ves, filling.shares, strict=True)), dict(zip(ves, given, strict=True)), filling.level)
+    return CpuShares(dict(zip(ves, filling.shares, strict=True)), dict(zip(ves, given, strict=True)), derived,
+                     filling.level)
+
+
+def memory_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy) -> dict[str, int]:
+    """Bytes that each VE is entitled to when all want all they can get. Memory has no weight: what is left over is
+    dealt out evenly."""
+    claims = [Claim(promise_of(settings, policy).memory, settings.memory) for settings in ves.values()]
+    return dict(zip(ves, fill(capacity, claims).shares, strict=True))

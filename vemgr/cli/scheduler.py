@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`vemgr scheduler ...`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vemgr.api.client import Client
+from vemgr.api.location import DEFAULT_PATH
+from vemgr.cli import completion, connection, tables
+from vemgr.core.resources import format_cpus
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _client(context: click.Context) -> Client:
+    return connection.connect(context.find_object(str) or DEFAULT_PATH)
+
+
+def _show(resource: str, amount: int) -> str:
+    return format_cpus(amount) if resource == "cpus" else f"{amount >> 20}M"
+
+
+@click.group()
+def scheduler() -> None:
+    """What is promised to VEs, what they are entitled to, and why."""
+
+
+@scheduler.command()
+@json_option
+@click.pass_context
+def capacity(context: click.Context, as_json: bool) -> None:
+    """What the host has, keeps, has promised and can still promise."""
+    found = _client(context).call("GetCapacity")
+    if as_json:
+        tables.as_json(found)
+        return
+    click.echo(f"policy: {found['policy']}")
+    rows = found["resources"]
+    tables.table([_row(each) for each in rows], ("resource", "total", "reserve", "overcommit", "promisable",
+                                                 "promised", "free", "used"))
+    holders = [{"promised to": holder["ve"], "resource": row["resource"],
+                "amount": _show(row["resource"], holder["amount"])} for row in rows for holder in row["holders"]]
+    if holders:
+        click.echo()
+        tables.table(holders, ("promised to", "resource", "amount"))
+
+
+def _row(found: dict[str, Any]) -> dict[str, str]:
+    resource = found["resource"]
+    amounts = {key: _show(resource, found[key])
+               for key in ("total", "reserve", "promisable", "promised", "free", "used")}
+    return {**amounts, "resource": resource, "overcommit": f"{found['overcommit']:g}"}
+
+
+@scheduler.command()
+@click.option("--cpus", default="", metavar="N", help="CPUs guaranteed to each.")
+@click.option("--memory", default="", metavar="SIZE", help="Memory guaranteed to each.")
+@json_option
+@click.pass_context
+def plan(context: click.Context, cpus: str, memory: str, as_json: bool) -> None:
+    """How many more VEs with such guarantees would fit."""
+    if not cpus and not memory:
+        raise click.UsageError("say what each is to be guaranteed: --cpus, --memory or both")
+    found = _client(context).call("CountFitting", {"cpus": cpus, "memory": memory})
+    if as_json:
+        tables.as_json(found)
+    elif found["unlimited"]:
+        click.echo("any number: nothing is guaranteed to them")
+    else:
+        click.echo(f"{found['count']} more ({found['scarce']} ends first)")
+
+
+@scheduler.command()
+@click.argument("name", shell_complete=completion.ves())
+@json_option
+@click.pass_context
+def explain(context: click.Context, name: str, as_json: bool) -> None:
+    """What a VE is promised, entitled to and uses, and why its cgroup files are as they are."""
+    found = _client(context).call("Explain", {"name": name})
+    if as_json:
+        tables.as_json(found)
+        return
+    click.echo(f"{found['name']}: {found['state']}, policy {found['policy']}")
+    tables.table(found["shares"], ("resource", "guarantee", "limit", "weight", "entitled", "used"))
+    click.echo()
+    for knob in found["knobs"]:
+        click.echo(f"{knob['file']} {_state_of(knob, found['state'])}: {knob['reason']}")
+
+
+def _state_of(knob: dict[str, str], state: str) -> str:
+    if knob["value"]:
+        return f"= {knob['value']}" + (f", should be {knob['wanted']}" if knob["value"] != knob["wanted"] else "")
+    missing = "is not there on this host, " if state != "stopped" else ""
+    return f"{missing}would be {knob['wanted']}"

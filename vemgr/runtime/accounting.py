@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the scheduler can tell: the host's capacity, what still fits, and why a VE has what it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from mmap import PAGESIZE
+from typing import Any
+
+from vemgr.core import resources as units
+from vemgr.core.config import parse_settings
+from vemgr.kernel.usage import cpu_ticks, memory_used
+from vemgr.runtime.instances import Instance, Parts
+from vemgr.scheduler.admission import RESOURCES, Promise, Resource, promise_of
+from vemgr.scheduler.explain import Knob, knobs_of
+from vemgr.scheduler.knobs import is_off
+from vemgr.scheduler.shares import cpu_shares, memory_shares
+
+_LOOK = 0.2  # seconds over which CPU use is measured
+
+
+class Accounting:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def capacity(self) -> dict[str, Any]:
+        """Sums of promises, and what the whole host uses."""
+        cpus = self._parts.promises.ledger.capacity["cpus"].total
+        used = {"cpus": await _busy(cpus), "memory": memory_used()}
+        return {"policy": str(self._parts.promises.config.policy),
+                "resources": [self._resource(each, used[each.name]) for each in RESOURCES]}
+
+    def _resource(self, resource: Resource, used: int) -> dict[str, Any]:
+        ledger, name = self._parts.promises.ledger, resource.name
+        capacity = ledger.capacity[name]
+        return {"resource": name, "total": capacity.total, "reserve": capacity.reserve,
+                "overcommit": capacity.factor / 1000, "promisable": capacity.promisable,
+                "promised": ledger.promised(name), "free": ledger.free(name), "used": used,
+                "holders": [{"ve": ve, "amount": amount} for ve, amount in ledger.holders(name)]}
+
+    def fitting(self, cpus: str, memory: str) -> dict[str, Any]:
+        """How many more VEs with such guarantees can be started. Raises `BadValue`."""
+        asked = parse_settings({"cpu-guarantee": cpus or "0", "memory-guarantee": memory or "0"})
+        count, scarce = self._parts.promises.ledger.fitting(Promise(asked.cpu_guarantee, asked.memory_guarantee))
+        return {"unlimited": count is None, "count": count or 0, "scarce": scarce}
+
+    async def explain(self, instance: Instance) -> dict[str, Any]:
+        """A VE that does not run is explained as if it had been started now."""
+        name, running = instance.name, instance.running
+        settings = instance.in_force if running else instance.definition.settings
+        used = await self._used(name) if running else {}
+        ves = {**self._parts.promises.running, name: settings}
+        ledger, config = self._parts.promises.ledger, self._parts.promises.config
+        capacity = {each.name: ledger.capacity[each.name] for each in RESOURCES}
+        cpus = cpu_shares(capacity["cpus"].total - capacity["cpus"].reserve, ves, config.policy)
+        memory = memory_shares(capacity["memory"].total - capacity["memory"].reserve, ves, config.policy)
+        promise = promise_of(settings, config.policy)
+        wanted = knobs_of(name, settings, cpus, config, PAGESIZE)
+        return {
+            "name": name, "state": str(instance.state), "policy": str(config.policy),
+            "shares": [
+                _share("cpus", units.format_cpus(promise.cpus), units.format_cpus(settings.cpus), settings.cpu_weight,
+                       units.format_cpus(cpus.entitled[name] // 1000), used.get("cpus", "")),
+                _share("memory", units.format_size(promise.memory), units.format_size(settings.memory), 0,
+                       f"{memory[name] >> 20}M", used.get("memory", "")),
+            ],
+            "knobs": [_described(knob, self._value(name, knob.file) if running else "") for knob in wanted],
+        }
+
+    async def _used(self, ve: str) -> dict[str, str]:
+        group: Any = self._parts.tree[ve]
+        found = {}
+        with contextlib.suppress(OSError):  # no controller, or the VE has just ended
+            before, began = group.cpu_stat["usage_usec"], time.monotonic()
+            await asyncio.sleep(_LOOK)
+            share = (group.cpu_stat["usage_usec"] - before) / (time.monotonic() - began) / 1e6
+            found["cpus"] = f"{share:.3f}"
+        with contextlib.suppress(OSError):
+            found["memory"] = f"{group.memory_current >> 20}M"
+        return found
+
+    def _value(self, ve: str, file: str) -> str:
+        """What is in the file, "" where there is none."""
+        try:
+            with open(f"{self._parts.tree.base}/{ve}/{file}", encoding="ascii") as stream:
+                return stream.read().strip()
+        except OSError:
+            return ""
+
+
+def _share(resource: str, guarantee: str, limit: str, weight: int, entitled: str, used: str) -> dict[str, Any]:
+    return {"resource": resource, "guarantee": guarantee, "limit": limit, "weight": weight, "entitled": entitled,
+            "used": used}
+
+
+def _described(knob: Knob, value: str) -> dict[str, str]:
+    near = knob.file == "cpu.weight" and value and not is_off(int(knob.wanted), int(value))
+    return {"file": knob.file, "value": value, "wanted": value if near else knob.wanted, "reason": knob.reason}
+
+
+async def _busy(cpus: int) -> int:
+    """How much of so many thousandths of CPUs is busy now."""
+    busy, ticks = cpu_ticks()
+    await asyncio.sleep(_LOOK)
+    busy_later, ticks_later = cpu_ticks()
+    return (busy_later - busy) * cpus // max(1, ticks_later - ticks)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Why each file of a VE's cgroup has the value it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vemgr.core import resources as units
+from vemgr.core.config import AUTOMATIC, Settings
+from vemgr.core.scheduling import Policy, SchedulerConfig
+from vemgr.scheduler import knobs
+from vemgr.scheduler.admission import promise_of
+from vemgr.scheduler.shares import CpuShares
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """`wanted`: what the file should hold."""
+
+    file: str
+    wanted: str
+    reason: str
+
+
+def knobs_of(ve: str, settings: Settings, shares: CpuShares, config: SchedulerConfig, page: int) -> list[Knob]:
+    """`shares`: of all VEs that run, this one among them. `page`: bytes."""
+    return [_weight(ve, settings, shares, config.policy), _cpu_max(settings), *_protection(settings, config, page),
+            _memory_max(settings, page), _swap(settings, page)]
+
+
+def _weight(ve: str, settings: Settings, shares: CpuShares, policy: Policy) -> Knob:
+    promised = promise_of(settings, policy).cpus
+    if not shares.derived:
+        reason = "as given: no VE that runs has a CPU guarantee"
+    else:
+        level = float(shares.level) / 1e6
+        reason = (f"guarantee {units.format_cpus(promised)} + {level:.6f} CPUs for each unit of weight x "
+                  f"{settings.cpu_weight}, scaled for the largest to be {knobs.MOST_WEIGHT}")
+    return Knob("cpu.weight", str(shares.weights[ve]), reason)
+
+
+def _cpu_max(settings: Settings) -> Knob:
+    reason = "no limit" if settings.cpus is None else f"limit of {units.format_cpus(settings.cpus)} CPUs"
+    wanted = knobs.cpu_max(settings.cpus)
+    return Knob("cpu.max", f"max {knobs.PERIOD}" if wanted == "max" else wanted, reason)
+
+
+def _protection(settings: Settings, config: SchedulerConfig, page: int) -> list[Knob]:
+    promised, factor = promise_of(settings, config.policy).memory, config.factor("memory")
+    certain = knobs.certain(promised, factor)
+    reason = f"guarantee of {units.format_size(promised)}" if promised else "no guarantee"
+    if promised and not settings.memory_guarantee:
+        reason = f"limit of {units.format_size(promised)}, which policy '{config.policy}' guarantees"
+    less = f", divided by the overcommit of {factor / 1000:g}" if certain != promised else ""
+    return [Knob("memory.min", str(knobs.protection(certain, page)), reason + less),
+            Knob("memory.low", str(knobs.protection(promised, page)), reason)]
+
+
+def _memory_max(settings: Settings, page: int) -> Knob:
+    reason = "no limit" if settings.memory is None else f"limit of {units.format_size(settings.memory)}"
+    return Knob("memory.max", _limit(settings.memory, page), reason)
+
+
+def _swap(settings: Settings, page: int) -> Knob:
+    if settings.swap != AUTOMATIC:
+        return Knob("memory.swap.max", _limit(settings.swap, page), f"swap is {units.format_size(settings.swap)}")
+    if settings.memory is None:
+        return Knob("memory.swap.max", "max", "neither memory nor swap is limited")
+    return Knob("memory.swap.max", "0", "memory is limited and swap was not given: none")
+
+
+def _limit(size: int | None, page: int) -> str:
+    return "max" if size is None else str(knobs.cap(size, page))
