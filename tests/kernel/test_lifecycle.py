@@ -347,3 +347,82 @@ def test_commands_start_what_is_missing(make_instance):
         log = (instance.run / "daemon.log").read_text()
         assert log.count("ready, version") == 1, log
         assert subprocess.run(["pgrep", "-fc", str(instance.config)], capture_output=True).stdout == b"1\n"
+
+
+# Says that it is up when told to, by a file; and has a child that says so before.
+NOTIFIER = """#!/usr/bin/python3
+import os, socket, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ["NOTIFY_SOCKET"])
+if os.fork() == 0:
+    notify.send(b"READY=1")
+    os._exit(0)
+os.wait()
+notify.send(b"STATUS=not yet")
+open("/said", "w").close()
+while not os.path.exists("/go"):
+    if os.path.exists("/end"):
+        os._exit(4)
+    time.sleep(0.02)
+notify.send(b"READY=1")
+time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def notifier(vemgr):
+    """A VE whose init is a systemd as far as we can see, and its root directory."""
+    name = vemgr.create(template="host")
+    vemgr("start", name)
+    vemgr("stop", "--kill", name)
+    vemgr("set", name, "--init", "/systemd")
+    root = vemgr.state / "ve" / name / "data/0/upper"
+    (root / "systemd").write_text(NOTIFIER)
+    (root / "systemd").chmod(0o755)
+    yield name, root
+    vemgr("destroy", "--force", name)
+
+
+def test_start_waits_for_what_init_says(vemgr, notifier):
+    name, root = notifier
+    before = vemgr.traces()
+    starting = vemgr.popen("start", "--wait", name)
+    wait_for((root / "said").exists)
+    assert starting.poll() is None and vemgr.show(name)["state"] == "running" and not vemgr.show(name)["ready"]
+    assert "running (coming up)" in vemgr.out("show", name)
+    vemgr("exec", name, "--", "touch", "/go")
+    assert starting.communicate(timeout=20)[1] == "" and starting.returncode == 0 and vemgr.show(name)["ready"]
+    vemgr("stop", "--kill", name)
+    assert not vemgr.show(name)["ready"]
+    for made in ("said", "go"):
+        (root / made).unlink()
+    vemgr.assert_traces(before)
+
+
+def test_an_init_that_does_not_say_so(vemgr, notifier):
+    name, root = notifier
+    failed = vemgr("start", "--wait", "--timeout", "1", name, code=15)
+    assert f"VE {name} runs but has not said within 1 s that it is up" in failed.stderr
+    assert vemgr.state_of(name) == "running"
+    vemgr("stop", "--kill", name)
+    (root / "end").touch()
+    failed = vemgr("start", "--wait", name, code=15)
+    assert f"VE {name} was started but has ended before it was up: exited with 4" in failed.stderr
+
+
+def test_a_new_daemon_knows_who_is_up(vemgr, notifier):
+    name, root = notifier
+    vemgr("start", name)
+    wait_for((root / "said").exists)
+    vemgr.kill(vemgr.daemon_pid())
+    assert not vemgr.show(name)["ready"]
+    vemgr("exec", name, "--", "touch", "/go")
+    wait_for(lambda: vemgr.show(name)["ready"])
+    vemgr.kill(vemgr.daemon_pid())
+    assert vemgr.show(name)["ready"]
+
+
+def test_inits_that_cannot_say_it_are_up_at_once(vemgr, ve):
+    vemgr("start", "--wait", "--timeout", "0", ve)
+    assert vemgr.show(ve)["ready"]
+    vemgr("stop", "--kill", ve)

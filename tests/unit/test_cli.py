@@ -27,7 +27,8 @@ VES = [
     {"name": "web1", "state": "running", "template": "host", "address": "10.77.0.2", "address6": "",
      "publish": [], "pid": 4711, "verb": ""},
 ]
-DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-01-01", "lastExit": "exited with 1",
+DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-01-01", "ready": True,
+           "lastExit": "exited with 1",
            "ephemeral": False, "settings": {"cpus": "1.5", "memory": "64M", "hostname": "", "pids": "unlimited"},
            "inForce": {"cpus": "1.5", "memory": "128M"}, "usage": {"memory_current": 4096, "pids_current": 2,
                                                                    "cpu_stat.usage_usec": 1500000}, "console": "",

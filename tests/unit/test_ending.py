@@ -34,7 +34,7 @@ class World:
         self.failing, self.done = set(), []
         self.instances = Instances()
         self.instance = self.instances.admit(Definition(**{**vars(DEFINITION), **definition}))
-        self.instance.began(4711)
+        self.instance.began(4711, ready=True)
         store = SimpleNamespace(remove=self.remove, purge=lambda path: self.step("purge") or path)
         parts = SimpleNamespace(tree=None, store=store, purges=None, logs=SimpleNamespace(remove=lambda _name: None),
                                 networking=SimpleNamespace(released=lambda _name: None),
@@ -69,7 +69,7 @@ class World:
 
     async def start(self, instance):
         self.step("start")
-        instance.began(4712)
+        instance.began(4712, ready=True)
 
     def kill(self, _tree, _name):
         if self.ends_when_killed:

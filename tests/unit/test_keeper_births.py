@@ -197,7 +197,7 @@ def test_a_request_with_a_number_that_is_none_is_answered(world):
 
 
 @pytest.mark.parametrize("report", [
-    b"x", bytes(11), struct.pack("=III", 4, 0, 0), struct.pack("=III", 2**32 - 1, 0, 0)])
+    b"x", bytes(11), struct.pack("=III", 5, 0, 0), struct.pack("=III", 2**32 - 1, 0, 0)])
 def test_reports_that_are_none(report):
     program = spawn.BirthProgram.__new__(spawn.BirthProgram)
     program.channel, theirs = channel_pair()

@@ -63,7 +63,7 @@ def talk(tmp_path):
         before = len(os.listdir("/proc/self/fd"))
 
         async def main():
-            launcher = Launcher(path, on_exit, on_lost)
+            launcher = Launcher(path, on_exit, on_lost, lambda _child: None)
             await launcher.connect()
             try:
                 return await asyncio.wait_for(work(launcher), 10)
@@ -201,7 +201,7 @@ def test_ends_are_reported(talk):
 
 
 def test_no_keeper(tmp_path):
-    launcher = Launcher(str(tmp_path / "missing"), lambda _child: None, lambda: None)
+    launcher = Launcher(str(tmp_path / "missing"), lambda _child: None, lambda: None, lambda _child: None)
     with pytest.raises(Unreachable, match="does not answer") as refused:
         asyncio.run(launcher.connect(), debug=False)
     assert "vemgr-keeper" in refused.value.remedy

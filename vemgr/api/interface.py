@@ -35,6 +35,7 @@ class LinkInfo(TypedDict):
 
 class VEDetails(VE):
     hostname: str
+    ready: bool
     idBase: int
     created: str
     lastExit: str
@@ -157,7 +158,7 @@ class Service(Protocol):
     async def show(self, name: str) -> dict[str, Any]: ...
     async def create(self, name: str, template: str, texts: dict[str, str]) -> None: ...
     async def plan(self, name: str) -> list[str]: ...
-    async def start(self, name: str) -> None: ...
+    async def start(self, name: str, wait: int | None) -> None: ...
     async def stop(self, name: str, timeout: int | None, kill: bool) -> str: ...
     async def restart(self, name: str, timeout: int | None) -> str: ...
     async def suspend(self, name: str) -> None: ...
@@ -232,9 +233,10 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         return await self._service.plan(name)
 
     @varlinkmethod
-    async def Start(self, *, name: str) -> None:
-        """Start a VE; returns when its init runs."""
-        await self._service.start(name)
+    async def Start(self, *, name: str, wait: int | None = None) -> None:
+        """Start a VE; returns when its init runs, or with `wait` when the init has said that the VE is up, for which it
+        has so many seconds. Inits that cannot say it, all but systemd, are up when they run."""
+        await self._service.start(name, wait)
 
     @varlinkmethod(return_parameter="step")
     async def Stop(self, *, name: str, timeout: int | None = None, kill: bool | None = None) -> str:

@@ -127,21 +127,26 @@ def _nothing(_reply: dict[str, Any]) -> None:
 @cli.command()
 @names_argument("stopped")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, step by step.")
+@click.option("--wait", is_flag=True, help="Until the VE's init says that it is up, as systemd does.")
+@click.option("--timeout", type=int, default=120, metavar="SECONDS", show_default=True,
+              help="How long to wait for that.")
 @click.option("--console", "attach", is_flag=True, help="Attach to the console before it starts; for one VE.")
 @detach_keys_option
 @click.pass_context
-def start(context: click.Context, names: tuple[str, ...], dry_run: bool, attach: bool, detach_keys: str) -> None:
+def start(context: click.Context, names: tuple[str, ...], dry_run: bool, wait: bool, timeout: int, attach: bool,
+          detach_keys: str) -> None:
     """Start VEs."""
     if attach:
-        if len(names) != 1 or dry_run:
-            raise click.UsageError("--console is for the start of one VE")
+        if len(names) != 1 or dry_run or wait:
+            raise click.UsageError("--console is for the start of one VE, without --wait")
         starter = client(context)
         sys.exit(console.console(client(context), names[0], read_only=False, force=False, keys=detach_keys,
                                  start=lambda: starter.call("Start", {"name": names[0]})))
     if dry_run:
         for_each(context, names, lambda c, name: "\n".join(c.call("Plan", {"name": name})["steps"]))
     else:
-        for_each(context, names, lambda c, name: _nothing(c.call("Start", {"name": name})))
+        waiting = {"wait": timeout} if wait else {}
+        for_each(context, names, lambda c, name: _nothing(c.call("Start", {"name": name, **waiting})))
 
 
 @cli.command()
@@ -238,6 +243,8 @@ def show(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 
 def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
     lines = [(key, details[key]) for key in ("name", "state", "template", "hostname", "pid", "created")]
+    if details["state"] == "running" and not details["ready"]:
+        lines[1] = ("state", "running (coming up)")
     in_use = {link["interface"]: link for link in details["networkInUse"]}
     for link in details["network"]:
         name = link["interface"]

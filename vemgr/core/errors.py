@@ -208,6 +208,12 @@ class StartFailed(FailedError):
     exit_code = 7
 
 
+class NotReady(FailedError):
+    """A VE has been started and runs, but has not said in time that it is up."""
+
+    exit_code = 15
+
+
 class ExecFailed(FailedError):
     """A command could not be started in a VE. `exit_code` is what a shell returns: 127 not found, 126 otherwise."""
 

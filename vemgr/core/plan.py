@@ -155,6 +155,15 @@ class Console(Operation):
 
 
 @dataclass(frozen=True)
+class Notify(Operation):
+    """A datagram socket at `path` by which the VE's init says that it is up (sd_notify(3)). The path is where systemd's
+    container interface wants it (systemd.io/CONTAINER_INTERFACE)."""
+
+    kind = "notify"
+    path: str = "run/host/notify"
+
+
+@dataclass(frozen=True)
 class Network(Operation):
     """Make the VE's links, and configure its ends of them: rtnetlink messages, in base64.
 
@@ -181,7 +190,7 @@ def _shown(name: str, value: Any) -> str:
 _KINDS: dict[str, type[Operation]] = {
     c.kind: c
     for c in (Layer, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Bind, Sysctl, Console,
-              Network)
+              Notify, Network)
 }
 
 
@@ -207,6 +216,20 @@ class Plan:
         for word, number in ids.items():
             text = text.replace(f"{{{word}}}", str(number))
         return text
+
+    @property
+    def notify(self) -> Notify | None:
+        """How its init says that it is up, if it can."""
+        return next((operation for operation in self.operations if isinstance(operation, Notify)), None)
+
+    def without_notify(self) -> Plan:
+        return replace(self, operations=tuple(op for op in self.operations if not isinstance(op, Notify)))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its init."""
+        notify = self.notify
+        return {**PAYLOAD_ENVIRONMENT, "NOTIFY_SOCKET": f"/{notify.path}"} if notify else PAYLOAD_ENVIRONMENT
 
     def with_network(self, links: str, inside: str) -> Plan:
         """With the messages, which are known only when the host's side is there."""

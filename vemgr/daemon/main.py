@@ -65,8 +65,10 @@ class Daemon:
         self._keeper_ends = False
         self._activated = False  # whether systemd made the socket, and keeps it
         self._early: list[Child] = []  # what ended while we were coming up
+        self._early_ready: list[Child] = []  # and what got ready
         self._reconnecting: asyncio.Task[None] | None = None
-        self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost)
+        self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost,
+                                  self._on_ready)
         self._manager: Manager | None = None
 
     async def run(self) -> None:
@@ -86,6 +88,8 @@ class Daemon:
         await reconcile(manager, parts, children)
         for child in self._early:
             manager.on_exit(child)
+        for child in self._early_ready:
+            manager.on_ready(child)
         server = self._serve(manager, parts)
         notify("READY=1")
         sweep(manager, parts)
@@ -135,6 +139,12 @@ class Daemon:
         else:
             self._manager.on_exit(child)
 
+    def _on_ready(self, child: Child) -> None:
+        if self._manager is None:
+            self._early_ready.append(child)
+        else:
+            self._manager.on_ready(child)
+
     def _on_keeper_lost(self) -> None:
         if self._manager is None or self._keeper_ends:
             return
@@ -160,6 +170,8 @@ class Daemon:
                 for child in children:
                     if child.status is not None:
                         self._manager.on_exit(child)
+                    elif child.ready:
+                        self._manager.on_ready(child)
                 return
             except (OSError, VemgrError) as error:
                 log.debug("the keeper is not back yet: %s", error)

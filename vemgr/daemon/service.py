@@ -44,8 +44,8 @@ class DaemonService:
     async def plan(self, name: str) -> list[str]:
         return (await self._manager.plan(name)).describe()
 
-    async def start(self, name: str) -> None:
-        await self._manager.start(name)
+    async def start(self, name: str, wait: int | None) -> None:
+        await self._manager.start(name, wait=_seconds(wait, "wait"))
 
     async def stop(self, name: str, timeout: int | None, kill: bool) -> str:
         return await self._manager.stop(name, timeout=_seconds(timeout), kill=kill)
@@ -174,11 +174,11 @@ class DaemonService:
         self._end()
 
 
-def _seconds(timeout: int | None) -> float | None:
+def _seconds(timeout: int | None, field: str = "timeout") -> float | None:
     if timeout is None:
         return None
     if not 0 <= timeout <= 3600:
-        raise BadValue("timeout", timeout, "not a number of seconds from 0 to 3600")
+        raise BadValue(field, timeout, "not a number of seconds from 0 to 3600")
     return float(timeout)
 
 

@@ -19,11 +19,13 @@ from vemgr.keeper.children import Child, Children, Process
 from vemgr.keeper.connection import Connection
 from vemgr.keeper.loop import Loop, Timer
 from vemgr.keeper.protocol import check_complete, failure, receive
+from vemgr.keeper.readiness import Readiness
 from vemgr.keeper.spawn import BirthProgram
 
 EXEC_BOUND = 30.0  # seconds
 SETUP_BOUND = 60.0
-_TASKS = {"cloned": "adopt its init", "entered": "adopt the command", "console": "keep its console"}  # by event
+_TASKS = {"cloned": "adopt its init", "entered": "adopt the command", "console": "keep its console",
+          "notify": "listen to its init"}  # by event
 _REST = 0.01  # seconds between two lots of strays
 _END_BOUND = 5.0  # for the end of a killed process to come; one in an uninterruptible wait may take for ever
 
@@ -57,14 +59,16 @@ class Birth:
 
 
 class Births:
-    """`keep_console` takes over the descriptors of a VE's console, `end_console` gets the wait status of a failure."""
+    """`keep_console` takes over the descriptors of a VE's console, `end_console` gets the wait status of a failure;
+    `readiness` listens to inits that say when they are up."""
 
     def __init__(self, loop: Loop, children: Children, keep_console: Callable[[str, int, int], None],
-                 end_console: Callable[[str, int], None]) -> None:
+                 end_console: Callable[[str, int], None], readiness: Readiness) -> None:
         self._loop = loop
         self._children = children
         self._keep_console = keep_console
         self._end_console = end_console
+        self._readiness = readiness
         # An id is unique within a connection only: each daemon begins to count at 1.
         self._births: dict[tuple[Connection, int], Birth] = {}
         self._resting = False
@@ -145,6 +149,8 @@ class Births:
             master, slave = fds
             self._keep_console(birth.ve, master, slave)
             fds.clear()
+        elif event == "notify" and birth.child is not None:
+            self._readiness.listen(birth.child, fds.pop())
         elif event == "going":
             birth.started = True
         else:
@@ -183,12 +189,14 @@ class Births:
             os.close(birth.status_fd)
         child = birth.child
         if child is not None and birth.well:
-            birth.tell({"event": "started", "pid": child.pid, "start_time": child.started})
+            ready = {"ready": child.ready} if child.kind == "init" else {}
+            birth.tell({"event": "started", "pid": child.pid, "start_time": child.started, **ready})
             self._children.settle(child)
         else:
             birth.helper.kill()
             if child is not None:
                 self._children.discard(child)
+                self._readiness.end(child)
                 if child.kind == "init":
                     self._end_console(child.ve, signal.SIGKILL)
             birth.tell({**(birth.failure or _silence(birth.helper.status)), "event": "failed"})

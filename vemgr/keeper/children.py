@@ -40,7 +40,8 @@ class Process:
 
 
 class Child(Process):
-    """An init or a command. `settled`: its birth has succeeded, and the daemon knows of it. Has a pidfd of its own.
+    """An init or a command. `settled`: its birth has succeeded, and the daemon knows of it. `ready`: whether it is up,
+    as far as it can say that. Has a pidfd of its own.
 
     Raises `OSError`."""
 
@@ -51,9 +52,11 @@ class Child(Process):
         self.ve = ve
         self.status_fd = -1
         self.settled = False
+        self.ready = True
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind, "ve": self.ve, "pid": self.pid, "start_time": self.started, "status": self.status}
+        return {"kind": self.kind, "ve": self.ve, "pid": self.pid, "start_time": self.started, "status": self.status,
+                "ready": self.ready}
 
     def close_status(self) -> None:
         if self.status_fd >= 0:

@@ -16,7 +16,7 @@ import signal
 import struct
 import termios
 
-from vemgr.core.plan import PAYLOAD_ENVIRONMENT, Plan
+from vemgr.core.plan import Plan
 from vemgr.keeper.confine import OPEN_FILES, core_limits
 from vemgr.keeper.program import CHANNEL, Program, Register, encoded
 from vemgr.kernel import capabilities, libc, namespaces, seccomp
@@ -42,7 +42,7 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_w
     _enter_ve(program)
     _confine(program, plan, filter_)
     if plan.init:
-        _execute(program, plan.init)
+        _execute(program, plan)
     else:
         program.call("close", CHANNEL)
         program.call("stay")
@@ -105,12 +105,13 @@ def _hide(program: Program) -> None:
     program.call("prctl", libc.PR_SET_DUMPABLE, 0)
 
 
-def _execute(program: Program, init: tuple[str, ...]) -> None:
+def _execute(program: Program, plan: Plan) -> None:
     """execve(2) along PATH of the VE's environment."""
     program.step("exec init")
+    init, variables = plan.init, plan.environment
     arguments = program.pointers([encoded(word) for word in init])
-    environment = program.pointers([encoded(f"{key}={value}") for key, value in PAYLOAD_ENVIRONMENT.items()])
-    places = [""] if "/" in init[0] else [f"{place}/" for place in PAYLOAD_ENVIRONMENT["PATH"].split(":")]
+    environment = program.pointers([encoded(f"{key}={value}") for key, value in variables.items()])
+    places = [""] if "/" in init[0] else [f"{place}/" for place in variables["PATH"].split(":")]
     for place in places:
         call = program.call("execve", encoded(place + init[0]), arguments, environment)
         if place is not places[-1]:

@@ -20,6 +20,7 @@ from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.enter import Command, fork_command
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.protocol import VERSION, check_complete, failure
+from vemgr.keeper.readiness import Readiness
 from vemgr.keeper.spawn import BirthProgram
 from vemgr.keeper.spawner import Spawner
 from vemgr.kernel.process import start_time
@@ -42,7 +43,9 @@ class Keeper:
         self._spawner = Spawner()
         self._children = Children(loop, self._report)
         self._consoles = Consoles(loop, logs)
-        self._births = Births(loop, self._children, self._consoles.begin, self._consoles.end)
+        self._readiness = Readiness(loop, self._tell_ready)
+        self._births = Births(loop, self._children, self._consoles.begin, self._consoles.end,
+                              self._readiness)
         self._started = start_time(os.getpid())
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         listener.setblocking(False)
@@ -149,10 +152,15 @@ class Keeper:
         if ending:
             self._loop.later(_FAREWELL if asker.waiting else 0.0, self._loop.stop)
 
+    def _tell_ready(self, child: Child) -> None:
+        if child.settled:  # else its start is answered with it
+            self._tell({"event": "ready", **child.describe()})
+
     def _report(self, child: Child) -> None:
         """Tell the daemon and who waits for a command how a child has ended."""
         if child.kind == "init":
             self._consoles.end(child.ve, child.status or 0)
+            self._readiness.end(child)
         if child.status_fd >= 0:
             with contextlib.suppress(OSError):
                 os.write(child.status_fd, struct.pack("=i", child.status))

@@ -13,6 +13,7 @@ Paths inside the VE's tree are looked up by `Tree` alone.
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import struct
 from collections.abc import Callable
@@ -31,6 +32,7 @@ TIOCGPTPEER = 0x5441
 TIOCSPTLCK = 0x40045431
 _MANAGED = b"# written by vemgr at each start; remove this line to keep your own\n"
 _AT_FDCWD = -100
+_ONE = struct.pack("=i", 1)
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 1 << 2
 
 
@@ -38,7 +40,8 @@ class Setup:
     """Appends the calls of `plan`, and of all that have its `shape`, to `program`. `userns`: descriptor of the VE's
     user namespace.
 
-    `root` and the members of `mounted` are descriptors; `console`: master and slave, once there is one.
+    `root` and the members of `mounted` are descriptors; `console`: master and slave, once there is one;
+    `notify_socket` likewise.
     """
 
     def __init__(self, program: Program, plan: Plan, userns: Register) -> None:
@@ -51,6 +54,7 @@ class Setup:
         self.tree = Tree(program, self.root, self._base)
         self.mounted: dict[str, Register] = {}
         self.console: tuple[Register, Register] | None = None
+        self.notify_socket: Register | None = None
         self._data_count = 0
         self._number = -1  # of the operation in the plan
 
@@ -205,6 +209,26 @@ class Setup:
                 mounting.attach(program, fd, target)
         self.console = master, slave
 
+    def notify(self, operation: operations.Notify) -> None:
+        """Bound by its name alone, in its directory: a longer path might lead elsewhere."""
+        program = self.program
+        directory, _, name = operation.path.rpartition("/")
+        notify, here = program.register(), program.register()
+        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        program.call("socket", socket.AF_UNIX, flags, 0, into=notify)
+        program.call("setsockopt", notify, socket.SOL_SOCKET, socket.SO_PASSCRED, program.constant(_ONE), len(_ONE))
+        address = struct.pack("=H", socket.AF_UNIX) + encoded(name) + b"\0"
+        program.call("openat", _AT_FDCWD, b".", PATH_ONLY, into=here)
+        with program.descriptor() as parent:
+            self.tree.open_directory(directory, parent, NO_LINKS)
+            program.call("fchdir", parent)
+            program.call("bind", notify, program.constant(address), len(address))
+            program.call("fchdir", here)
+            self.tree.give_to_ve(parent, encoded(name))
+        program.call("close", here)
+        program.release(here)
+        self.notify_socket = notify
+
     def write_file(self, operation: operations.WriteFile) -> None:
         managed = operation.when == "managed"
         if not (managed or self.plan.first):
@@ -283,5 +307,6 @@ _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
     operations.Bind: Setup.bind,
     operations.Sysctl: Setup.sysctl,
     operations.Console: Setup.console_,
+    operations.Notify: Setup.notify,
     operations.Network: Setup.network,
 }

@@ -29,8 +29,8 @@ _INIT_NAMESPACES = (
     | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP
 )
 _AT_FDCWD = -100
-_FAILED, _CLONED, _CONSOLE, _GOING = range(4)  # kinds of reports
-_EVENTS = ("failed", "cloned", "console", "going")
+_FAILED, _CLONED, _CONSOLE, _GOING, _NOTIFY = range(5)  # kinds of reports
+_EVENTS = ("failed", "cloned", "console", "going", "notify")
 _REPORT = struct.Struct("=IIi")  # kind; for a failure the position of the call and errno, else a number
 _NOSIGNAL = 0x4000
 _MOST_FDS = 2
@@ -142,6 +142,8 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
     setup.finish()
     if setup.console is not None:
         _report(program, _CONSOLE, 0, setup.console)
+    if setup.notify_socket is not None:
+        _report(program, _NOTIFY, 0, (setup.notify_socket,))
     _report(program, _GOING, 0, ())
     program.call("write", go, b"g", 1)
     program.call("exit", 0)

@@ -130,6 +130,12 @@ class Ender:
         else:
             self.in_background(self._after_exit(child))
 
+    def on_ready(self, child: Child) -> None:
+        """The message may come before the start's own answer has been dealt with: `up` is cleared at the end only."""
+        instance = self._instances.find(child.ve)
+        if instance is not None and child.kind == "init" and instance.pid in (0, child.pid):
+            instance.up.set()
+
     def _note_end(self, instance: Instance, child: Child) -> None:
         instance.last_exit = describe_exit(child.status or 0)
         instance.ended.set()

@@ -75,9 +75,10 @@ class Parts:
 class Instance:
     """What is known of a VE while the daemon runs.
 
-    `verb`: in progress, "" if none. `ended`: set once its init is gone. `stopping`: a verb waits for that and will
-    tidy up. `in_force`: the settings that its cgroup carries. `restarting`: it asked for a reboot, which is about to
-    happen. `rebooted`: when it last did, monotonic seconds. `last_exit`: how the last init ended.
+    `verb`: in progress, "" if none. `up`: set once its init has said that it is up, or at once if it cannot say that.
+    `ended`: set once its init is gone. `stopping`: a verb waits for that and will tidy up. `in_force`: the settings
+    that its cgroup carries. `restarting`: it asked for a reboot, which is about to happen. `rebooted`: when it last
+    did, monotonic seconds. `last_exit`: how the last init ended.
     """
 
     definition: Definition
@@ -86,6 +87,7 @@ class Instance:
     verb: str = ""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    up: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
     in_force: Settings = field(default_factory=Settings)
     restarting: bool = False
@@ -101,14 +103,17 @@ class Instance:
         """Whether it has an init, frozen or not."""
         return self.state != State.STOPPED
 
-    def began(self, pid: int, state: State = State.RUNNING) -> None:
-        self.state, self.pid, self.stopping = state, pid, False
+    def began(self, pid: int, *, ready: bool) -> None:
+        self.state, self.pid, self.stopping = State.RUNNING, pid, False
+        if ready:
+            self.up.set()
         self.in_force = self.definition.settings
         self.restarting = False
         self.ended.clear()
 
     def is_over(self) -> None:
         self.state, self.pid = State.STOPPED, 0
+        self.up.clear()
 
     def summary(self) -> dict[str, Any]:
         definition = self.definition

@@ -23,21 +23,26 @@ log = logging.getLogger(__name__)
 _BAD_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ELIBBAD)
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _ATTACHES = 3  # the version of the keeper's protocol with which consoles came
+_LISTENS = 5  # and the one that listens to inits
 
 
 @dataclass(frozen=True)
 class Child:
-    """A child of the keeper: the init of a VE, or a command in it (`kind` "exec", or "main" of an ephemeral VE)."""
+    """A child of the keeper: the init of a VE, or a command in it (`kind` "exec", or "main" of an ephemeral VE).
+
+    `ready`: whether the VE is up, as far as its init can say that."""
 
     kind: str
     ve: str
     pid: int
     start_time: int
     status: int | None
+    ready: bool = True
 
     @staticmethod
     def of(message: dict[str, Any]) -> Child:
-        return Child(message["kind"], message["ve"], message["pid"], message["start_time"], message["status"])
+        return Child(message["kind"], message["ve"], message["pid"], message["start_time"], message["status"],
+                     message.get("ready", True))
 
 
 class KeeperIdentity(NamedTuple):
@@ -57,15 +62,18 @@ class _Pending:
 
 
 class Launcher:
-    """One connection to the keeper. `on_exit` is called for every child that ends, `on_lost` when the keeper does.
+    """One connection to the keeper. `on_exit` is called for every child that ends, `on_lost` when the keeper does,
+    `on_ready` for an init that is up, where that comes later than its start.
 
     `keeper` is known after `children` has asked it.
     """
 
-    def __init__(self, path: str, on_exit: Callable[[Child], None], on_lost: Callable[[], None]) -> None:
+    def __init__(self, path: str, on_exit: Callable[[Child], None], on_lost: Callable[[], None],
+                 on_ready: Callable[[Child], None]) -> None:
         self._link = Link(path, self._on_message, self._on_link_lost)
         self._on_exit = on_exit
         self._on_lost = on_lost
+        self._on_ready = on_ready
         self._pending: dict[int, _Pending] = {}
         self._numbers = itertools.count(1)
         self.keeper = KeeperIdentity(0, 0, 0)
@@ -93,6 +101,8 @@ class Launcher:
         event, number = message.get("event"), message.get("id", 0)
         if event == "exited":
             self._on_exit(Child.of(message))
+        elif event == "ready":
+            self._on_ready(Child.of(message))
         elif number in self._pending:
             self._pending[number].replies.put_nowait((message, fds))
         else:
@@ -134,6 +144,8 @@ class Launcher:
 
     async def start(self, plan: Plan, cgroup_fd: int, filter_fd: int) -> Child:
         """Start a VE. Raises `StartFailed` naming the operation of the plan."""
+        if self.keeper.version < _LISTENS:
+            plan = plan.without_notify()
         with self._request() as (number, replies):
             self._send({"id": number, "call": "start", "plan": plan.to_json()}, [cgroup_fd, filter_fd])
             try:
@@ -144,7 +156,7 @@ class Launcher:
                 raise
             if message["event"] == "failed":
                 raise _start_failure(plan.name, message)
-            return Child("init", plan.name, message["pid"], message["start_time"], None)
+            return Child("init", plan.name, message["pid"], message["start_time"], None, message.get("ready", True))
 
     async def exec(self, ve: str, command: dict[str, Any], cgroup_fd: int, filter_fd: int, status_fd: int,
                    stdio: list[int]) -> int:

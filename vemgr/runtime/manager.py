@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import Definition, changed, check_name, parse_settings, show_settings
-from vemgr.core.errors import ConsoleInUse, Locked, NoTemplate, SystemFailure, VEExists, VemgrError
+from vemgr.core.errors import ConsoleInUse, Locked, NoTemplate, NotReady, SystemFailure, VEExists, VemgrError
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
@@ -58,6 +58,7 @@ class Manager:
             usage = _flat(readings(self._parts.tree[name])) if instance.running else {}
         return {
             **instance.summary(), "hostname": definition.hostname, "idBase": definition.id_base,
+            "ready": instance.up.is_set(),
             "created": definition.created, "lastExit": instance.last_exit, "ephemeral": definition.ephemeral,
             "settings": show_settings(definition.settings, all_=True),
             "inForce": in_force, "usage": usage,
@@ -125,12 +126,16 @@ class Manager:
             raise Locked(f"VE {name}", instance.verb)  # it is there already, and its definition not yet
         return await self._starter.plan(self._parts.store.load(name))
 
-    async def start(self, name: str) -> None:
+    async def start(self, name: str, *, wait: float | None = None) -> None:
+        """`wait`: for so many seconds, until the VE's init says that it is up. Raises `NotReady` if it does not."""
         async with self.instances.held(name, Verb.START) as instance:
             check(name, instance.state, Verb.START)
             # The file is the truth: an administrator may have edited it since.
             await self._addressing.reload(instance)
             await self._starter.start(instance)
+            pid = instance.pid
+        if wait is not None and not instance.up.is_set():
+            await _wait_until_up(instance, pid, wait)
 
     async def stop(self, name: str, *, timeout: float | None = None, kill: bool = False) -> str:
         """Stop a VE; returns the step that ended it: "clean", or "killed" and why."""
@@ -253,6 +258,9 @@ class Manager:
     def on_exit(self, child: Child) -> None:
         self._ender.on_exit(child)
 
+    def on_ready(self, child: Child) -> None:
+        self._ender.on_ready(child)
+
     async def on_keeper_lost(self) -> None:
         await self._ender.on_keeper_lost()
 
@@ -264,6 +272,23 @@ class Manager:
 
     async def drain(self, seconds: float) -> None:
         await self._ender.drain(seconds)
+
+
+async def _wait_until_up(instance: Instance, pid: int, seconds: float) -> None:
+    """The VE may be stopped meanwhile, or end, which is then what is told."""
+    up, ended = (asyncio.ensure_future(event.wait()) for event in (instance.up, instance.ended))
+    try:
+        await asyncio.wait((up, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        up.cancel()
+        ended.cancel()
+    if up.done() and not up.cancelled():
+        return
+    if instance.pid != pid or instance.ended.is_set():
+        raise NotReady(f"VE {instance.name} was started but has ended before it was up: {instance.last_exit}",
+                       remedy=f"vemgr logs {instance.name}", ve=instance.name)
+    raise NotReady(f"VE {instance.name} runs but has not said within {seconds:g} s that it is up",
+                   remedy=f"vemgr logs {instance.name} shows what it is doing", ve=instance.name)
 
 
 def _patience(instance: Instance, timeout: float | None) -> float:

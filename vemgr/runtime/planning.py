@@ -7,7 +7,7 @@ import signal
 
 from vemgr.core.config import Definition
 from vemgr.core.layers import Template
-from vemgr.core.plan import Bind, Directory, Network, Plan, WriteFile, kernel_operations, root_operations
+from vemgr.core.plan import Bind, Directory, Network, Notify, Plan, WriteFile, kernel_operations, root_operations
 
 
 def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
@@ -30,6 +30,13 @@ def stop_signal(definition: Definition, template: Template) -> signal.Signals | 
             "openrc": signal.SIGPWR}.get(template.init_kind, signal.SIGTERM)
 
 
+def says_that_it_is_up(definition: Definition, template: Template) -> bool:
+    """systemd(1), "NOTIFY_SOCKET". Of other inits only their end can be seen."""
+    init = choose_init(definition, template)
+    return bool(init) and (init[0].rpartition("/")[2] == "systemd"
+                           or (init[0] == template.init and template.init_kind == "systemd"))
+
+
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str,
               binds: tuple[Bind, ...] = ()) -> Plan:
     """`data`: the VE's own layers. `stage`: an empty directory of the host. `resolv_conf`: text for the VE."""
@@ -39,6 +46,7 @@ def make_plan(definition: Definition, template: Template, *, data: str, stage: s
     operations = (
         *root_operations(template, data),
         *kernel_operations(),
+        *([Notify()] if says_that_it_is_up(definition, template) else []),
         Directory("etc"),
         WriteFile("etc/hostname", f"{definition.hostname}\n"),
         WriteFile("etc/hosts", hosts),

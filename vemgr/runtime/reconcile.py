@@ -65,7 +65,7 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
         if child.status is None:
             log.error("VE %s runs but has no definition: it is stopped", name)
         return  # its cgroup is cleaned with the others that nobody owns
-    instance.began(child.pid)
+    instance.began(child.pid, ready=child.ready)
     parts.limits.settle(name)
     parts.promises.adopt(name, instance.definition.settings)
     with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ class Starter:
             child = await self._launch(definition, plan, cgroup_fd)
             undo.pop_all()
             os.close(cgroup_fd)
-        instance.began(child.pid)
+        instance.began(child.pid, ready=child.ready)
         log.info("VE %s started, process %d", definition.name, child.pid)
         if not definition.started:
             instance.definition = replace(definition, started=True)
