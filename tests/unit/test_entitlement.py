@@ -34,7 +34,7 @@ def exact(capacity, claims):
         if high is None or sum(at(high)) > capacity:
             growing = sum(claim.weight for claim, a, b in zip(claims, at(low), at(low + 1), strict=True)
                           if (claim.limit is None or a < claim.limit) and b > a)
-            return at(low + (capacity - sum(at(low))) / growing if growing else low)
+            return at(low + Fraction(capacity - sum(at(low)), growing) if growing else low)
     raise AssertionError
 
 
