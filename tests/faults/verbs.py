@@ -183,6 +183,32 @@ def all_anew(stage: Stage) -> None:
     stage.begin()
 
 
+def push(stage: Stage) -> None:
+    """A file of some size, from a pipe, confirmed before it is asked for."""
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    feeder = threading.Thread(target=feed, args=(writer,))
+    feeder.start()
+    try:
+        with ours, theirs:
+            ours.send(b"y")
+            stage.call("Push", [reader, theirs.fileno()], name=VE, path="/root/pushed", kind="file", stream=0, hold=1)
+    finally:
+        os.close(reader)
+        feeder.join()
+
+
+def pull(stage: Stage) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull, "wb") as null:
+        stage.call("Pull", [null.fileno(), theirs.fileno()], name=VE, path="/bin", kind="archive", stream=0, hold=1)
+
+
+def unpush(stage: Stage) -> None:
+    _run(stage, "Exec", {"name": VE, "command": {
+        **_COMMAND, "user": "root", "argv": ["sh", "-c", "rm /root/pushed && echo here"]}})
+
+
 KEEPER = ("daemon", "keeper")
 ENTERING = (*KEEPER, "helper", "inside")
 _running = both(create(), start())
@@ -213,6 +239,9 @@ SCENARIOS = [
              both(_running, calling("Suspend", name=VE)), _gone),
     Scenario("exec", execute, nothing, _running, _gone, ENTERING),
     Scenario("exec -t", execute_on_terminal, nothing, _running, _gone, ENTERING),
+    Scenario("push", push, unpush, _running, _gone),
+    Scenario("pull", pull, nothing, _running, _gone),
+    Scenario("pull, stopped", pull, nothing, create(), _gone),
     Scenario("run", run, gone, roles=ENTERING),
     Scenario("template import", import_template, calling("RemoveTemplate", name=TEMPLATE)),
     Scenario("template remove", calling("RemoveTemplate", name=TEMPLATE), import_template, import_template,

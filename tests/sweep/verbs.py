@@ -155,6 +155,20 @@ def _terminal(_stage: Stage) -> Iterator[list[int]]:
         yield [theirs.fileno()]
 
 
+def _pushed(stage: Stage) -> Iterator[list[int]]:
+    """A file, and the confirmation that it is wanted."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(f"{stage.base}/small.tar", "rb") as file:
+        ours.send(b"y")
+        yield [file.fileno(), theirs.fileno()]
+
+
+def _pulled(_stage: Stage) -> Iterator[list[int]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull, "wb") as file:
+        yield [file.fileno(), theirs.fileno()]
+
+
 def _no_network(stage: Stage) -> None:
     """No VE has run since the last shutdown: no bridge, no table, the host's own settings."""
     both(ensure(BYSTANDER, "stopped"), ensure(SUBJECT, "stopped"))(stage)
@@ -280,6 +294,10 @@ VERBS = {verb.name: verb for verb in (
     Verb("exec", _RUNNING, ("Exec", _of(SUBJECT, command=_COMMAND, stdio=[0, 1, 2])), stdio=_null, targets=_ALL),
     Verb("exec-tty", _RUNNING, ("Exec", _of(SUBJECT, command={**_COMMAND, "tty": True}, stdio=[0])), stdio=_terminal,
          targets=_ALL),
+    Verb("push", _RUNNING, ("Push", _of(SUBJECT, path="/tmp/pushed", kind="file", stream=0, hold=1)), stdio=_pushed),
+    Verb("push-stopped", _STOPPED, ("Push", _of(SUBJECT, path="/tmp/pushed", kind="file", stream=0, hold=1)),
+         stdio=_pushed),
+    Verb("pull", _STOPPED, ("Pull", _of(SUBJECT, path="/bin", kind="archive", stream=0, hold=1)), stdio=_pulled),
     Verb("run", gone("once"), ("Run", _RUN), stdio=_null, settle=gone("once"), targets=_ALL),
     Verb("template-import", _template("new", False), ("ImportTemplate", _of("new", description="", archive=0)),
          stdio=_archive),

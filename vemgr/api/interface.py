@@ -151,6 +151,13 @@ class Started(TypedDict):
     status: FileDescriptor
 
 
+class Pulled(TypedDict):
+    mode: int
+    mtime: int
+    skipped: list[str]
+    skippedCount: int
+
+
 class Service(Protocol):
     """What serves the interface: the daemon's composition root."""
 
@@ -168,6 +175,8 @@ class Service(Protocol):
     async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]: ...
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]: ...
+    async def push(self, name: str, path: str, source: dict[str, Any], stream: int, hold: int) -> None: ...
+    async def pull(self, name: str, path: str, kind: str, stream: int, hold: int) -> dict[str, Any]: ...
     async def attach(self, name: str, read_only: bool, force: bool, stream: int) -> str: ...
     def open_log(self, name: str) -> int: ...
     async def templates(self) -> list[dict[str, Any]]: ...
@@ -283,6 +292,28 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         chosen, pid, status = await self._service.run(name, template, settings, command,
                                                       [fd.fileno() for fd in stdio])
         return {"name": chosen, "pid": pid, "status": FileDescriptor(status, should_close=True)}
+
+    @varlinkmethod
+    async def Push(self, *, name: str, path: str, kind: str, stream: FileDescriptor, hold: FileDescriptor,
+                   fileName: str | None = None, uid: int | None = None, gid: int | None = None,  # noqa: N803
+                   mode: int | None = None, mtime: int | None = None) -> None:
+        """Put what can be read from `stream` at `path` in a VE, running or stopped: a "file" with its mode and its time
+        in nanoseconds, in the place of one that is there; or a "directory" that `stream` is open on, or the content of
+        an "archive" (tar), where there is nothing yet. Where `path` is a directory, it goes there as `fileName`. It
+        belongs to uid and gid of the VE, 0 by default; what is in an archive, to who it says. It appears as a whole.
+        `hold` is an end of a socket pair; when the other one is closed, all is taken back. At last a byte comes out of
+        that, and one is to be written back to confirm. Of a directory, only files,
+        directories and symlinks are taken."""
+        source = {"kind": kind, "name": fileName or "", "uid": uid or 0, "gid": gid or 0,
+                  "mode": 0o644 if mode is None else mode, "mtime": mtime}
+        await self._service.push(name, path, source, stream.fileno(), hold.fileno())
+
+    @varlinkmethod
+    async def Pull(self, *, name: str, path: str, kind: str, stream: FileDescriptor, hold: FileDescriptor) -> Pulled:
+        """Write to `stream` what is at `path` in a VE: the content of a "file"; or a directory as an "archive" (tar) or
+        below the "directory" that `stream` is open on, where all belongs to root and has no set-user-ID bits. Returns
+        mode and time of a file, and what was left out, being no file, directory or symlink."""
+        return await self._service.pull(name, path, kind, stream.fileno(), hold.fileno())  # type: ignore[return-value]
 
     @varlinkmethod(return_parameter="state")
     async def Attach(self, *, name: str, stream: FileDescriptor, readOnly: bool | None = None,  # noqa: N803

@@ -220,6 +220,12 @@ class ExecFailed(FailedError):
     exit_code = 126
 
 
+class TransferFailed(FailedError):
+    """Files could not be copied into a VE, out of it, or from one to another; facts name the path and errno."""
+
+    exit_code = 48
+
+
 class CannotStop(FailedError):
     exit_code = 33
 

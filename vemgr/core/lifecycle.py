@@ -26,6 +26,8 @@ class Verb(StrEnum):
     SET = "set"
     EXEC = "exec"
     DESTROY = "destroy"
+    PUSH = "push"
+    PULL = "pull"
 
 
 # Where each verb leads; a pair that is missing is refused.

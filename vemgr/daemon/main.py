@@ -30,6 +30,7 @@ from vemgr.kernel.durable import remove_unfinished
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.filters import Filters
+from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
@@ -83,6 +84,7 @@ class Daemon:
         asyncio.get_running_loop().set_default_executor(started_pool(_WORKERS, "work"))
         children = await self._connect_keeper()
         parts = join(config, self._keeper_pid)
+        await asyncio.to_thread(parts.helpers.wait_for_earlier)
         manager = self._manager = Manager(parts, self._launcher)
         load_definitions(manager, parts)
         await reconcile(manager, parts, children)
@@ -229,7 +231,8 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         promises=Promises(config.scheduler, *host_resources()),
         limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
-        logs=Logs(config.run_dir), filters=Filters(config.run_dir), imports=started_pool(_IMPORTS, "import"),
+        logs=Logs(config.run_dir), filters=Filters(config.run_dir), helpers=Helpers(config.run_dir),
+        imports=started_pool(_IMPORTS, "import"),
         purges=started_pool(_PURGES, "purge"),
     )
 

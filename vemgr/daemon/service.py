@@ -15,7 +15,9 @@ from typing import Any
 import vemgr
 from vemgr.api.interface import Command
 from vemgr.core.errors import BadValue, StillRunning
+from vemgr.core.ids import ID_COUNT
 from vemgr.core.layers import HOST_TEMPLATE, Template
+from vemgr.core.lifecycle import Verb
 from vemgr.runtime.accounting import Accounting
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
@@ -90,6 +92,19 @@ class DaemonService:
 
     def open_log(self, name: str) -> int:
         return self._manager.open_log(name)
+
+    async def push(self, name: str, path: str, source: dict[str, Any], stream: int, hold: int) -> None:
+        job = {**source, "stream": stream, "hold": _checked_hold(hold)}
+        for key, most in (("uid", ID_COUNT - 1), ("gid", ID_COUNT - 1), ("mode", 0o7777)):
+            if not 0 <= job[key] <= most:
+                raise BadValue(key, job[key], f"not between 0 and {most}")
+        if "/" in job["name"] or "\0" in job["name"] or job["name"] in (".", ".."):
+            raise BadValue("fileName", ascii(job["name"]), "not the name of a file")
+        await self._manager.transfers.do(Verb.PUSH, name, path, job, (stream, hold))
+
+    async def pull(self, name: str, path: str, kind: str, stream: int, hold: int) -> dict[str, Any]:
+        job = {"kind": kind, "stream": stream, "hold": _checked_hold(hold)}
+        return {"skippedCount": 0, **await self._manager.transfers.do(Verb.PULL, name, path, job, (stream, hold))}
 
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]:
@@ -193,6 +208,12 @@ def _socket_type(fd: int) -> int:
         return 0
     with stream:
         return stream.type if stream.family == socket.AF_UNIX else 0
+
+
+def _checked_hold(fd: int) -> int:
+    if _socket_type(fd) != socket.SOCK_STREAM:
+        raise BadValue("hold", fd, "not a socket of type SOCK_STREAM")
+    return fd
 
 
 def _check_command(command: Command, stdio: list[int]) -> None:

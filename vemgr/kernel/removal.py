@@ -12,21 +12,21 @@ from vemgr.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_N
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
     """Delete `path` and all below it, whatever its depth and width. Raises `OSError`; what is left can be removed
-    again.
+    again. `dir_fd`: the directory that `path` is a name in.
 
     A VE can nest directories deeper than any recursion (shutil.rmtree's is at 1,000) or number of descriptors goes, and
     fill one with more names than should be in memory at once. So the tree is flattened while it is deleted: each
     subdirectory moves up to the top under the next number, and is emptied there when its turn comes. Symlinks are
     unlinked and never followed. What somebody has mounted in the tree is not entered (EBUSY).
     """
-    top = os.open(path, _DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    top = os.open(path, _DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         _Flattening(top).run()
     finally:
         os.close(top)
-    os.rmdir(path)
+    os.rmdir(path, dir_fd=dir_fd)
 
 
 class _Flattening:

@@ -17,6 +17,7 @@ from vemgr.core.lifecycle import State, Verb
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.filters import Filters
+from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.networking import Networking
@@ -64,6 +65,7 @@ class Parts:
     logs: Logs
     filters: Filters
     promises: Promises
+    helpers: Helpers
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

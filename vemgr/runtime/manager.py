@@ -33,6 +33,7 @@ from vemgr.runtime.limits import Limits
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subids import foreign_ranges
+from vemgr.runtime.transfers import Transfers
 from vemgr.templates.store import utc_now
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Manager:
         self.instances = Instances()
         self._starter = Starter(parts, launcher)
         self._addressing = Addressing(parts, self.instances)
+        self.transfers = Transfers(parts, self.instances, self._starter)
         self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
         self._balancer = Balancer(parts, self._ender.in_background)
 

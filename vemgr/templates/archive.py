@@ -21,7 +21,10 @@ from vemgr.core.errors import NoSpace, SystemFailure, TemplateUnusable, VemgrErr
 from vemgr.kernel.syncfs import syncfs
 from vemgr.templates.archive_entry import checked_path, checked_target, metadata, shown
 from vemgr.templates.compression import TarSource
-from vemgr.templates.tree_writer import EntryError, EntryPath, TreeWriter
+from vemgr.templates.tree_writer import EntryError, EntryPath, Metadata, TreeWriter
+
+# Owner, mode, time and attributes that an entry gets, and how many attributes were dropped.
+Describe = Callable[[tarfile.TarInfo], tuple[Metadata, int]]
 
 _CHUNK = 256 << 10
 _BLOCK = 512
@@ -67,16 +70,19 @@ def unpack(
     *,
     limits: ArchiveLimits = DEFAULT_LIMITS,
     progress: Callable[[int], None] | None = None,
+    describe: Describe = metadata,
 ) -> ArchiveSummary:
     """Unpacks `stream` (tar, or tar in gzip, xz or zstd; never sought) below `root_fd`, and syncs the file system.
 
     Directories that no entry describes belong to the caller and have mode 0755. `progress` is called with the bytes
-    of content so far. Raises TemplateUnusable (the archive is damaged, too large or breaks a rule; the fact `entry`
+    of content so far; `describe` tells what an entry gets of what it says of itself.
+
+    Raises TemplateUnusable (the archive is damaged, too large or breaks a rule; the fact `entry`
     names the culprit), NoSpace, SystemFailure; what was unpacked until then is left to the caller to remove.
     """
     source = TarSource(stream)
     with TreeWriter(root_fd) as writer:
-        unpacking = _Unpacking(source, writer, limits, progress or (lambda _: None))
+        unpacking = _Unpacking(source, writer, limits, progress or (lambda _: None), describe)
         unpacking.run()
     try:
         syncfs(root_fd)
@@ -107,9 +113,11 @@ class _Header(tarfile.TarInfo):
 
 class _Unpacking:
     def __init__(
-        self, source: TarSource, writer: TreeWriter, limits: ArchiveLimits, progress: Callable[[int], None]
+        self, source: TarSource, writer: TreeWriter, limits: ArchiveLimits, progress: Callable[[int], None],
+        describe: Describe,
     ) -> None:
         self.summary = ArchiveSummary()
+        self._describe = describe
         self._source, self._writer, self._limits, self._progress = source, writer, limits, progress
         self._devices: set[EntryPath] = set()
 
@@ -151,7 +159,7 @@ class _Unpacking:
             self.summary.devices_skipped += 1
             self._devices.add(path)
             return
-        meta, dropped = metadata(member)
+        meta, dropped = self._describe(member)
         self.summary.xattrs_dropped += dropped
         if member.isdir():
             self._writer.directory(path, meta)
