@@ -241,7 +241,7 @@ SCENARIOS = [
     Scenario("exec -t", execute_on_terminal, nothing, _running, _gone, ENTERING),
     Scenario("push", push, unpush, _running, _gone),
     Scenario("pull", pull, nothing, _running, _gone),
-    Scenario("pull, stopped", pull, nothing, create(), _gone),
+    Scenario("pull, stopped", pull, both(_gone, create()), create(), _gone),
     Scenario("run", run, gone, roles=ENTERING),
     Scenario("template import", import_template, calling("RemoveTemplate", name=TEMPLATE)),
     Scenario("template remove", calling("RemoveTemplate", name=TEMPLATE), import_template, import_template,

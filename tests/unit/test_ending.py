@@ -18,6 +18,7 @@ from vemgr.core.lifecycle import State
 from vemgr.kernel import durable
 from vemgr.runtime import ending, stopping, subids
 from vemgr.runtime.ending import REBOOT, Ender, describe_exit
+from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.instances import Instances, TemplateVerbs
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
@@ -36,7 +37,8 @@ class World:
         self.instance = self.instances.admit(Definition(**{**vars(DEFINITION), **definition}))
         self.instance.began(4711, ready=True)
         store = SimpleNamespace(remove=self.remove, purge=lambda path: self.step("purge") or path)
-        parts = SimpleNamespace(tree=None, store=store, purges=None, logs=SimpleNamespace(remove=lambda _name: None),
+        parts = SimpleNamespace(tree=None, helpers=Helpers("/nowhere"), store=store, purges=None,
+                                logs=SimpleNamespace(remove=lambda _name: None),
                                 networking=SimpleNamespace(released=lambda _name: None),
                                 promises=SimpleNamespace(release=lambda _name: self.done.append("promise released")))
         launcher = SimpleNamespace(taken=lambda child: self.done.append("taken"), forget=lambda _name: None)

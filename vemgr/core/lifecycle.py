@@ -42,6 +42,7 @@ TRANSITIONS: dict[tuple[State, Verb], State] = {
     (State.SUSPENDED, Verb.RESUME): State.RUNNING,
     (State.SUSPENDED, Verb.STOP): State.STOPPED,
     (State.SUSPENDED, Verb.SET): State.SUSPENDED,
+    **{(state, verb): state for state in State for verb in (Verb.PUSH, Verb.PULL)},
 }
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     except OSError as error:
         outcome = _failed(_explained(error, job["what"]))
     except SystemExit:
-        outcome = _failed(SystemFailure(f"{job['what']}: given up"))
+        outcome = _failed(SystemFailure(f"cannot {job['what']}: given up"))
     os.write(1, json.dumps(outcome).encode())
 
 
@@ -67,7 +67,7 @@ def _explained(error: OSError, what: str) -> VemgrError:
     kind = NoSpace if error.errno in _FULL else TransferFailed
     path = error.filename if isinstance(error.filename, str) else ""
     place = f": {path}" if path and path.startswith("/") else ""
-    return kind(f"{what}{place}: {error.strerror or error}", path=path, errno=error.errno)
+    return kind(f"cannot {what}{place}: {error.strerror or error}", path=path, errno=error.errno)
 
 
 def _failed(error: VemgrError) -> dict[str, Any]:

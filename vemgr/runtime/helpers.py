@@ -23,6 +23,7 @@ from vemgr.runtime.store import storage_errors
 
 _LAST_WISH = 10.0  # seconds to take back what was begun
 _ANSWER = 60_000  # bytes; less than a pipe holds
+_KEPT = ("PATH", "PYTHONPATH", "LANG")  # of the environment: it becomes a process of the VE's root
 _CLASSES = {kind.__name__: kind for kind in errors.all_errors()}
 
 
@@ -53,7 +54,7 @@ class Helpers:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():  # by `end`
-                raise SystemFailure(f"{job['what']}: the VE has ended meanwhile") from None
+                raise SystemFailure(f"cannot {job['what']}: the VE has ended meanwhile") from None
             task.cancel()
             await asyncio.wait([task])
             raise
@@ -75,9 +76,17 @@ class Helpers:
             lock = self._open_lock()
             stack.callback(os.close, lock)
             text = json.dumps({**job, "daemon": os.getpid(), "lock": lock})
+            # Not left to subprocess, which loses the one when it cannot make the other.
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, null)
+            answer, told = os.pipe2(os.O_CLOEXEC)
+            stack.callback(os.close, answer)
+            stack.callback(os.close, told)
+            os.set_blocking(answer, False)  # what is there when it has ended is all
             process = subprocess.Popen(  # noqa: ASYNC220  (returns with the exec; asyncio's own would start a thread)
-                [sys.executable, "-P", "-m", "vemgr.files.main", text], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, pass_fds=(*fds, lock), cwd="/")
+                [sys.executable, "-P", "-m", "vemgr.files.main", text], stdin=null, stdout=told,
+                pass_fds=(*fds, lock), cwd="/",
+                env={key: value for key, value in os.environ.items() if key in _KEPT})
             stack.enter_context(process)
             try:
                 await _ended(process.pid)
@@ -89,15 +98,15 @@ class Helpers:
                 process.kill()
                 process.wait()
                 raise
-            assert process.stdout is not None
-            return _outcome(job, process.wait(), os.read(process.stdout.fileno(), _ANSWER))
+            code = process.wait()
+            return _outcome(job, code, os.read(answer, _ANSWER) if code == 0 else b"")
 
 
 async def _ended(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
     try:
+        loop.add_reader(pidfd, ended.set)
         await ended.wait()
     finally:
         loop.remove_reader(pidfd)
@@ -108,7 +117,7 @@ def _outcome(job: dict[str, Any], code: int, said: bytes) -> dict[str, Any]:
     try:
         outcome = json.loads(said)
     except ValueError:
-        raise SystemFailure(f"{job['what']}: the process for it ended without a word, with code {code}",
+        raise SystemFailure(f"cannot {job['what']}: the process for it ended without a word, with code {code}",
                             remedy="the daemon's log tells more") from None
     if "failed" not in outcome:
         return dict(outcome["done"])

@@ -31,7 +31,7 @@ class Transfers:
         if not path.startswith("/") or "\0" in path:
             raise BadValue("path", ascii(path), "not an absolute path in the VE")
         direction = "into" if verb == Verb.PUSH else "out of"
-        job = {**job, "do": str(verb), "path": path, "what": f"copying {direction} VE {name}"}
+        job = {**job, "do": str(verb), "path": path, "what": f"copy {direction} VE {name}"}
         async with self._opened(name, verb) as (where, more):
             return await self._parts.helpers.run(name, {**job, **where}, (*fds, *more))
 
@@ -54,14 +54,13 @@ class Transfers:
             self._parts.template_verbs.check_stays(template.name)
             store, definition = self._parts.store, instance.definition
             new = await asyncio.to_thread(store.trees, definition, len(template.trees))
-            keeps = False
             try:
                 yield {"trees": [asdict(tree) for tree in template.trees], "data": f"{store.path(name)}/data",
                        "id-base": definition.id_base, "stage": self._parts.helpers.stage}, ()
-                keeps = verb == Verb.PUSH
-            finally:
-                if new and not keeps:
+            except BaseException:
+                if new:
                     await asyncio.to_thread(store.drop_trees, name)
+                raise
 
     def _pidfd(self, instance: Instance) -> int:
         try:
