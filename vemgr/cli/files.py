@@ -19,7 +19,7 @@ import click
 
 from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH
-from vemgr.cli import connection, ending
+from vemgr.cli import completion, connection, ending
 from vemgr.core.errors import BadValue
 
 _STANDARD = "-"
@@ -51,7 +51,7 @@ def hold() -> Iterator[int]:
 
 
 @click.command()
-@click.argument("source", metavar="FILE|DIRECTORY|-")
+@click.argument("source", metavar="FILE|DIRECTORY|-", shell_complete=completion.files)
 @click.argument("target", metavar="NAME:PATH")
 @_recursive
 @click.option("-o", "--owner", default="0:0", metavar="UID[:GID]", show_default=True,
@@ -81,7 +81,7 @@ def push(context: click.Context, source: str, target: str, recursive: bool, owne
 
 @click.command()
 @click.argument("source", metavar="NAME:PATH")
-@click.argument("target", metavar="FILE|DIRECTORY|-")
+@click.argument("target", metavar="FILE|DIRECTORY|-", shell_complete=completion.files)
 @_recursive
 @click.pass_context
 def pull(context: click.Context, source: str, target: str, recursive: bool) -> None:
