@@ -10,7 +10,7 @@ import pytest
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from vemgr.core.plan import NETNS_FD
-from vemgr.kernel import netlink
+from vemgr.kernel import netlink, veth
 from vemgr.kernel.veth import (
     End,
     birth,
@@ -118,6 +118,15 @@ def test_names_of_host_ends_fit_and_stay():
     assert all(len(name) == 15 and "web" not in name for name in names)
     assert all(host_ifname(name, "test").startswith(port_prefix("test")) for name in ("web1", "web2"))
     assert port_prefix("test") != port_prefix("vemgr0")
+
+
+def test_ports_are_not_named_as_those_of_others_are():
+    """Docker's "veth4d3f2a1" would be shut by the rules of an instance whose ports begin with "veth4"."""
+    names = [f"instance{number}" for number in range(8000)]
+    prefixes = [port_prefix(name) for name in names]
+    assert any(veth._letters(name, 3).startswith("th") for name in names), "none of these shows anything"
+    assert not [prefix for prefix in prefixes if prefix.startswith(("veth", "vene"))]
+    assert {len(prefix) for prefix in prefixes} == {5} and len(set(prefixes)) > 6000
 
 
 def test_the_link_local_address_follows_from_the_mac():

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EPERM, EINVAL, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 1, 22, 38, 93, 97  # the same on all architectures we know
+# The same on all architectures we know.
+EPERM, EINVAL, ENOSYS, EPROTONOSUPPORT, ESOCKTNOSUPPORT, EAFNOSUPPORT = 1, 22, 38, 93, 94, 97
 
 # fchmodat2 of Linux 6.6. From 424 on a number means the same call everywhere (asm-generic/unistd.h). A call that
 # a newer kernel adds is closed until somebody has thought about it.
@@ -79,10 +80,19 @@ class Condition:
 AF_NETLINK = 16
 _FAMILIES = (1, 2, 10, AF_NETLINK, 17)  # Unix, IPv4, IPv6, netlink, packet: what DHCP clients and tcpdump need
 _NETLINK = (0, 4, 6, 12, 15, 16)  # route, sock_diag, xfrm, netfilter, uevent, generic; not audit, which is the host's
-_SOCKET = (Condition(0, _FAMILIES, EAFNOSUPPORT), Condition(2, _NETLINK, EPROTONOSUPPORT, only_if=(0, AF_NETLINK)))
+# Not DCCP, L2TP and SCTP of IPv4 and IPv6: the host would load them for anybody who asks (inet_create), and they have
+# been ways into the kernel. Types above raw sockets are theirs; no other family has these numbers for a protocol.
+_RARE_TYPES, _RARE_PROTOCOLS = 0x4 | 0x8, (33, 115, 132)
+_SOCKET = (
+    Condition(0, _FAMILIES, EAFNOSUPPORT),
+    Condition(2, _NETLINK, EPROTONOSUPPORT, only_if=(0, AF_NETLINK)),
+    Condition(2, _RARE_PROTOCOLS, EPROTONOSUPPORT, inverted=True),
+    *(Condition(1, (_RARE_TYPES,), ESOCKTNOSUPPORT, inverted=True, bits=True, only_if=(0, family))
+      for family in (2, 10)),
+)
 CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "socket": _SOCKET,
-    "socketpair": _SOCKET,
+    "socketpair": (Condition(0, (1,), EAFNOSUPPORT),),  # no other family has pairs
     # Linux, 32-bit Linux, each without memory below a stack, and the query; others weaken the address space layout.
     "personality": (Condition(0, (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF), EPERM),),
     # TIOCSTI and TIOCLINUX type into a terminal what its owner did not. TIOCSETD has the host load a driver to read it

@@ -226,7 +226,8 @@ def _groups_of(name: str) -> tuple[int, ...]:
 
 
 def _database(path: str) -> list[str]:
-    """The lines of a file that the VE controls: bounded, and never waiting (a fifo, an endless device)."""
+    """The lines of a file that the VE controls: bounded, and never waiting (a fifo, an endless device). Without those
+    that have a zero byte, which no path or variable can have: the command would fail."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -236,6 +237,7 @@ def _database(path: str) -> list[str]:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return []
-        return os.read(fd, _PASSWD_BOUND).decode(errors="replace").split("\n")  # splitlines knows ten more ends
+        lines = os.read(fd, _PASSWD_BOUND).decode(errors="replace").split("\n")  # splitlines knows ten more ends
+        return [line for line in lines if "\0" not in line]
     finally:
         os.close(fd)

@@ -9,6 +9,7 @@ some 100 microseconds for each.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import socket
 import struct
@@ -45,6 +46,7 @@ LOOPBACK_INDEX = 1
 #: Not 2: where the ip_gre, sit or ip6_tunnel modules are loaded, each new namespace gets their fallback devices, which
 #: take the low ones.
 INSIDE_INDEX = 32
+_OF_OTHERS = ("veth", "vene")
 #: Host ends take a random index from here on, 24 bits of room: far above the kernel's own, which count up from 1.
 HOST_INDEX_BASE = 1 << 24
 
@@ -74,9 +76,11 @@ class End:
 def port_prefix(instance: str = "") -> str:
     """What the names of the host ends of one instance of vemgr begin with: "ve" and three characters.
 
-    The rules against spoofed addresses know a VE's port by it, so that those of others are not theirs to judge.
+    The rules against spoofed addresses know a VE's port by it, so that those of others are not theirs to judge: not
+    "veth..." of docker, LXC and podman, nor "venet0" of OpenVZ.
     """
-    return "ve" + _letters(instance, 3)
+    candidates = ("ve" + _letters(instance + "/" * again, 3) for again in itertools.count())
+    return next(candidate for candidate in candidates if not candidate.startswith(_OF_OTHERS))
 
 
 def host_ifname(ve_name: str, instance: str = "", link: int = 0) -> str:

@@ -852,6 +852,19 @@ def open_kernel_crypto():
         return "a socket"
 
 
+@act("CVE-2017-6074 (DCCP), CVE-2019-8956 (SCTP), CVE-2022-4129 (L2TP): what the host loads for anybody who asks",
+     "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "EAFNOSUPPORT")
+def open_rare_protocols():
+    got = []
+    for family in (2, 10):
+        for type_, protocol in ((1, 132), (5, 132), (6, 33), (6, 0), (2, 115), (3, 115)):
+            with contextlib.suppress(OSError), socket.socket(family, type_, protocol):
+                got.append(f"{family}/{type_}/{protocol}")
+    if not got:
+        raise OSError(errno.EPROTONOSUPPORT, "none of these protocols")
+    return f"sockets {' '.join(got)}"
+
+
 @act("socket families that nobody audits: CAN, TIPC, RDS, XDP and the like",
      "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "EINVAL")
 def open_rare_sockets():

@@ -124,6 +124,63 @@ def test_the_program_of_the_keeper_cannot_be_overwritten(vemgr, ve, tmp_path):
     os.close(reader)
 
 
+# What can be done to a file through the link to one's own program. Arguments: a directory of the same file system, if
+# there is one.
+THROUGH_EXE = r"""
+import ctypes, json, os, stat, sys
+libc, exe, place = ctypes.CDLL(None, use_errno=True), "/proc/self/exe", sys.argv[1]
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+def bind():
+    open(f"{place}/bind", "w").close()
+    call("mount", exe.encode(), f"{place}/bind".encode(), None, 4096, None)
+WAYS = {
+    "write": lambda: os.close(os.open(exe, os.O_RDWR)), "bind": bind,
+    "empty": lambda: os.close(os.open(exe, os.O_WRONLY | os.O_TRUNC)),
+    "truncate": lambda: os.truncate(exe, os.stat(exe).st_size), "chmod": lambda: os.chmod(exe, 0o755),
+    "chown": lambda: os.chown(exe, 0, 0), "utime": lambda: os.utime(exe),
+    "link": lambda: call("linkat", -100, exe.encode(), -100, f"{place}/link".encode(), 0x400),  # AT_SYMLINK_FOLLOW
+    "setxattr": lambda: os.setxattr(exe, "trusted.vemgr", b"x"),
+    "parent": lambda: os.close(os.open(f"{exe}/..", os.O_PATH)),
+    "maps": lambda: os.close(os.open("/proc/self/map_files/" + os.listdir("/proc/self/map_files")[0], os.O_RDWR)),
+}
+got = {}
+for name, way in WAYS.items():
+    try:
+        way()
+        got[name] = "through"
+    except OSError as error:
+        got[name] = error.strerror
+found = os.stat(exe)
+print(json.dumps([got, stat.S_IMODE(found.st_mode), found.st_uid, sum(map(len, open(exe, "rb")))]))
+"""
+CHANGES = {"write", "empty", "truncate", "chmod", "chown", "utime", "link", "setxattr", "bind", "maps"}
+
+
+@pytest.mark.parametrize("way", ["link", "script", "shell"])
+def test_the_program_of_the_keeper_can_be_read_and_no_more(vemgr, ve, tmp_path, way):
+    """It is the host's Python, that every user of the host may read and execute. By it nobody comes to another file of
+    the host, and nobody changes anything about it, however he has come to run it."""
+    vemgr("exec", ve, "--", "sh", "-c", "cd /root; cat > ways; { echo '#!/proc/self/exe'; cat ways; } > script;"
+          "chmod +x script; echo 'x:x:0:0::/root:/proc/self/exe' >> /etc/passwd", input=THROUGH_EXE)
+    command = {"link": ["--", "/proc/self/exe", "/root/ways", "/tmp"], "script": ["--", "/root/script", "/tmp"]}
+    if way == "shell":
+        answer = vemgr.out("enter", "--user", "x", ve, input=f"import sys; sys.argv = ['', '/tmp']\n{THROUGH_EXE}")
+    else:
+        answer = vemgr.out("exec", ve, *command[way])
+    got, mode, owner, _size = json.loads(answer)
+    assert got.keys() > CHANGES and not [name for name, outcome in got.items() if outcome == "through"], got
+    assert owner == 65534 and mode & 0o004, "its owner is nobody of the VE, and it is there for others to read"
+    # The control: root of the host and a program of the test's own. What runs cannot be written by anybody.
+    shutil.copy(os.path.realpath(PYTHON), tmp_path / "victim")
+    (tmp_path / "ways").write_text(THROUGH_EXE)
+    told = subprocess.run(["unshare", "--mount", tmp_path / "victim", tmp_path / "ways", tmp_path], check=True,
+                          capture_output=True, text=True, timeout=30).stdout
+    got = json.loads(told)[0]
+    assert {name for name in CHANGES if got[name] == "through"} >= {"chmod", "chown", "utime", "link", "bind"}, got
+
+
 def test_a_descriptor_in_a_working_directory(vemgr, ve):
     """CVE-2024-21626: the working directory of a command named by a descriptor of whoever executes it."""
     for fd in range(12):
