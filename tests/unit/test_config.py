@@ -27,7 +27,8 @@ OTHER = {
     "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
     "network": "lan:address=10.50.0.2,address=fd50::2,mac=02:00:00:00:00:05 bridge", "address": "10.1.2.3 fd00::5",
     "mac": "02:00:00:00:00:07", "publish": "8080:80 192.0.2.1:53:53/udp [::]:443:443",
-    "mount": "/srv/a:/a /srv/b:/a/b:ro", "hostname": "web.example", "init": "/sbin/init --x 'a b'",
+    "disk": "10G", "inodes": "100000", "mount": "/srv/a:/a /srv/b:/a/b:ro",
+    "hostname": "web.example", "init": "/sbin/init --x 'a b'",
     "allow": "i386,nesting", "user-namespaces": "0",
     "on-boot": "yes", "stop-timeout": "5", "description": "a line",
 }
@@ -43,7 +44,7 @@ def test_the_table_and_the_values_fit():
 
 @pytest.mark.parametrize("key", OTHER)
 def test_each_setting_round_trips(key):
-    texts = {key: OTHER[key], **({"memory": "1G"} if key == "swap" else {})}
+    texts = {key: OTHER[key], **{"swap": {"memory": "1G"}, "inodes": {"disk": "1G"}}.get(key, {})}
     settings = parse_settings(texts)
     assert settings != DEFAULTS
     assert show_settings(settings) == texts
@@ -64,6 +65,8 @@ def test_all_at_once():
     {"network": "none", "address": "10.1.2.3"}, {"network": "none", "mac": "02:00:00:00:00:05"},
     {"network": "none", "publish": "80:80"}, {"network": "lan lan"},
     {"network": "lan:address=10.1.2.3", "address": "10.1.2.4"},
+    {"inodes": "2000"}, {"inodes": "8193", "disk": "32M"}, {"disk": "31M"}, {"disk": "0"},
+    {"disk": "32M", "inodes": "9"},
     {"network": "lan:mac=02:00:00:00:00:05", "mac": "02:00:00:00:00:06"}, {"address": "10.1.2.3 10.1.2.4"},
 ])
 def test_what_contradicts_itself(texts):

@@ -27,6 +27,7 @@ from vemgr.core.networks import NetworkConfig
 from vemgr.kernel.veth import loopback_messages
 from vemgr.runtime import stopping
 from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.logs import Logs
@@ -77,7 +78,8 @@ class World:
                                    in_force=lambda _ve: {}),
             devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
             networking=Networking(config), logs=Logs(f"{directory}/run"),
-            filters=SimpleNamespace(fd=lambda _allow: -1), promises=Promises(config.scheduler, 4000, 8 << 30),
+            filters=SimpleNamespace(fd=lambda _allow: -1), images=Images(f"{directory}/state/ve"),
+            promises=Promises(config.scheduler, 4000, 8 << 30),
             helpers=Helpers(f"{directory}/run"))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
                              ("disconnect", None)):

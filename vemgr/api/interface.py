@@ -43,6 +43,7 @@ class VEDetails(VE):
     settings: dict[str, str]
     inForce: dict[str, str]
     usage: dict[str, int]
+    diskBy: str
     network: list[LinkInfo]
     networkInUse: list[LinkInfo]
     console: str

@@ -36,6 +36,8 @@ _LONGEST_TEXT = 500
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
 AUTOMATIC = -1  # of swap: none where memory is limited, unlimited otherwise
 _MOST_NAMESPACES = 65536
+_BLOCK = 4096
+_LEAST_INODES, _MOST_INODES = 1024, 2**32 - 1
 _MOST_PIDS = 4194304  # the kernel's PID_MAX_LIMIT
 
 
@@ -51,6 +53,8 @@ class Settings:
     memory_guarantee: int = 0
     swap: int | None = AUTOMATIC  # bytes
     pids: int | None = None
+    disk: int | None = None  # bytes
+    inodes: int | None = None
     io_weight: int = 100
     io_read: int | None = None  # bytes/s
     io_write: int | None = None
@@ -103,6 +107,11 @@ def _count_text(value: int | None) -> str:
 def _parse_memory(field_: str, text: str) -> int | None:
     # Below this not even the set-up process, which counts against the limit, can run.
     return units.parse_size(field_, text, least=8 * MIB)
+
+
+def _parse_disk(field_: str, text: str) -> int | None:
+    size = units.parse_size(field_, text, least=32 * MIB)  # a journal takes 4M
+    return None if size is None else size - size % _BLOCK
 
 
 def _parse_cpu_guarantee(field_: str, text: str) -> int:
@@ -198,6 +207,10 @@ SETTINGS: tuple[Setting, ...] = (
             "swap limit: 0, 256M, 'auto' for none where memory is limited", controller="memory"),
     Setting("pids", "N", _count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), _count_text,
             "how many processes and threads there may be", controller="pids"),
+    Setting("disk", "SIZE", _parse_disk, units.format_size,
+            "size of the VE's own file system: 10G. Changed only while the VE is stopped"),
+    Setting("inodes", "N", _count(_LEAST_INODES, _MOST_INODES, unlimited=True), _count_text,
+            "how many files and directories a disk with a size has room for, rounded up; settled at the first start"),
     Setting("io-weight", "1-1000", _count(1, 1000), str,
             "share of a contended disk, relative to other VEs", controller="io"),
     Setting("io-read", "RATE", units.parse_rate, units.format_rate, "disk read limit: 10M/s", controller="io"),
@@ -260,6 +273,9 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
         if limit is not None and guarantee > limit:
             raise BadValue(key, BY_KEY[key].show(guarantee), "more than the limit",
                            remedy=f"raise {'cpus' if key == 'cpu-guarantee' else 'memory'} too")
+    if result.inodes is not None and result.inodes > (result.disk or 0) // _BLOCK:
+        raise BadValue("inodes", result.inodes, f"there is one for each {_BLOCK} bytes of 'disk' at most",
+                       remedy="set disk, or a larger one")
     _check_network(result)
     return result
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from vemgr.core.ids import ID_COUNT, USER_NAMESPACES
 from vemgr.core.layers import Template
 
+DISK = "disk"
 NETNS_FD = 30  # a number that is free in a set-up process, which has a dozen descriptors
 TTY_GROUP = 5  # the group of terminals in every distribution
 PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -47,6 +48,19 @@ class Layer(Operation):
     kind = "layer"
     index: int
     source: str
+
+
+@dataclass(frozen=True)
+class Disk(Operation):
+    """The VE's own file system, from the file `image`, as `DISK` of the stage. `mount`: path of the mount, which the
+    daemon has made."""
+
+    kind = "disk"
+    image: str
+    mount: str = ""
+
+    def describe(self) -> str:
+        return f"{self.kind} image={self.image}"
 
 
 @dataclass(frozen=True)
@@ -189,8 +203,8 @@ def _shown(name: str, value: Any) -> str:
 
 _KINDS: dict[str, type[Operation]] = {
     c.kind: c
-    for c in (Layer, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Bind, Sysctl, Console,
-              Notify, Network)
+    for c in (Layer, Disk, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Bind, Sysctl,
+              Console, Notify, Network)
 }
 
 
@@ -236,6 +250,12 @@ class Plan:
         *others, network = self.operations
         assert isinstance(network, Network)
         return replace(self, operations=(*others, Network(links, inside)))
+
+    def with_disk(self, mount: str) -> Plan:
+        """With the mount, which is made for one start."""
+        disk, *others = self.operations
+        assert isinstance(disk, Disk)
+        return replace(self, operations=(replace(disk, mount=mount), *others))
 
     def describe_operation(self, number: int) -> str:
         """What an error names."""

@@ -100,6 +100,12 @@ class Setup:
             mounting.set_attributes(self.program, fd, userns=self.userns)
             self._attach_to_stage(fd, f"l{operation.index}")
 
+    def disk(self, operation: operations.Disk) -> None:
+        """Moved to where only this VE's mounts are: it is unmounted with the last of them."""
+        with self.program.descriptor() as fd:
+            self.program.call("openat", _AT_FDCWD, self._field("mount", operation.mount), PATH_ONLY, into=fd)
+            self._attach_to_stage(fd, operations.DISK)
+
     def _attach_to_stage(self, fd: Register, name: str) -> None:
         self.program.call("mkdirat", _AT_FDCWD, name.encode(), 0o700)
         mounting.attach_at(self.program, fd, _AT_FDCWD, name)
@@ -287,6 +293,8 @@ def _operation_shape(operation: operations.Operation) -> Any:
         return operation.target, operation.lowers, room_for(operation.data)
     if isinstance(operation, operations.WriteFile):
         return operation.path, operation.when, room_for(operation.content)
+    if isinstance(operation, operations.Disk):
+        return operation.kind, room_for(operation.mount)
     if isinstance(operation, operations.Bind):
         return operation.target, operation.directory, operation.read_only, room_for(operation.source)
     if isinstance(operation, operations.Network):
@@ -296,6 +304,7 @@ def _operation_shape(operation: operations.Operation) -> Any:
 
 _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
     operations.Layer: Setup.layer,
+    operations.Disk: Setup.disk,
     operations.Overlay: Setup.overlay,
     operations.Filesystem: Setup.filesystem,
     operations.Directory: Setup.directory,

@@ -18,6 +18,7 @@ from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.images import Images
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.networking import Networking
@@ -64,6 +65,7 @@ class Parts:
     networking: Networking
     logs: Logs
     filters: Filters
+    images: Images
     promises: Promises
     helpers: Helpers
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)

@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vemgr.core.config import Definition, changed, check_name, parse_settings, show_settings
+from vemgr.core.config import DEFAULTS, Definition, changed, check_name, parse_settings, show_settings
 from vemgr.core.errors import ConsoleInUse, Locked, NoTemplate, NotReady, SystemFailure, VEExists, VemgrError
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
@@ -64,6 +64,7 @@ class Manager:
             "created": definition.created, "lastExit": instance.last_exit, "ephemeral": definition.ephemeral,
             "settings": show_settings(definition.settings, all_=True),
             "inForce": in_force, "usage": usage,
+            "diskBy": "image" if self._parts.images.exists(name) else "directory",
             "network": network, "networkInUse": network_in_use,
             "console": self._parts.logs.tail(name),
         }
@@ -90,6 +91,7 @@ class Manager:
             raise VEExists(name)
         await self._starter.template(template)
         self._parts.limits.check(settings)
+        self._parts.images.check(name, DEFAULTS, settings, running=False)
         await self._starter.binds(settings)
         await self._parts.networking.choose()
         # Between here and the admission nothing waits, so no other client gets the name, an address or the ids, and
@@ -180,6 +182,7 @@ class Manager:
             settings = parse_settings(texts, before.settings)
             self._parts.limits.check(settings)
             after = replace(before, settings=settings)
+            self._parts.images.check(name, before.settings, settings, running=instance.running)
             if settings.mount != before.settings.mount:
                 await self._starter.binds(settings)
             differing = changed(before.settings, settings)
@@ -192,10 +195,23 @@ class Manager:
                 try:
                     await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
                     await self._apply_and_save(instance, after)
+                    if settings.disk != before.settings.disk:
+                        await self._resize(before, after)
                 except BaseException:
                     instance.definition = before
                     raise
             return [setting.key for setting in differing if instance.running and not setting.live]
+
+    async def _resize(self, before: Definition, after: Definition) -> None:
+        """Give the disk of a stopped VE its new size, which is saved already: what a daemon that ends now leaves, the
+        next start completes."""
+        parts, size = self._parts, after.settings.disk
+        try:
+            if size is not None:
+                await asyncio.get_running_loop().run_in_executor(parts.imports, parts.images.resize, after.name, size)
+        except BaseException:
+            await asyncio.to_thread(parts.store.save, before)
+            raise
 
     async def _apply_and_save(self, instance: Instance, after: Definition) -> None:
         name, before, networking = after.name, instance.in_force, self._parts.networking

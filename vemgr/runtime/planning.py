@@ -7,7 +7,18 @@ import signal
 
 from vemgr.core.config import Definition
 from vemgr.core.layers import Template
-from vemgr.core.plan import Bind, Directory, Network, Notify, Plan, WriteFile, kernel_operations, root_operations
+from vemgr.core.plan import (
+    DISK,
+    Bind,
+    Directory,
+    Disk,
+    Network,
+    Notify,
+    Plan,
+    WriteFile,
+    kernel_operations,
+    root_operations,
+)
 
 
 def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
@@ -39,12 +50,15 @@ def says_that_it_is_up(definition: Definition, template: Template) -> bool:
 
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str,
               binds: tuple[Bind, ...] = ()) -> Plan:
-    """`data`: the VE's own layers. `stage`: an empty directory of the host. `resolv_conf`: text for the VE."""
+    """`data`: the VE's own layers, or for a disk with a size its image. `stage`: an empty directory of the host.
+    `resolv_conf`: text for the VE."""
     own = definition.links[0].addresses if definition.links else ("127.0.1.1",)
     names = "".join(f"{address} {_names(definition)}\n" for address in own)
     hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{names}"
+    sized = definition.settings.disk is not None
+    root = [Disk(data), *root_operations(template, DISK)] if sized else root_operations(template, data)
     operations = (
-        *root_operations(template, data),
+        *root,
         *kernel_operations(),
         *([Notify()] if says_that_it_is_up(definition, template) else []),
         Directory("etc"),

@@ -18,6 +18,7 @@ from vemgr.core.plan import Bind, Plan
 from vemgr.kernel.netlink import batch
 from vemgr.runtime import stopping
 from vemgr.runtime.binding import bind_operations
+from vemgr.runtime.images import OpenDisk
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.planning import make_plan
@@ -56,7 +57,9 @@ class Starter:
         if definition.links:
             await self._parts.networking.choose()
             resolv_conf = self._parts.networking.resolv_conf(definition.links)
-        return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data",
+        sized = definition.settings.disk is not None
+        data = self._parts.images.path(definition.name) if sized else f"{self._parts.store.path(definition.name)}/data"
+        return make_plan(definition, template, data=data,
                          stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf,
                          binds=await self.binds(definition.settings))
 
@@ -83,8 +86,12 @@ class Starter:
         if definition.links:
             await parts.networking.prepare(definition.links)
             await parts.networking.check_addresses(definition.name, definition.links)
+        disk: OpenDisk | None = None
         async with contextlib.AsyncExitStack() as undo:
-            if parts.store.trees(definition, len(template.trees)):  # a few calls: a thread's wake-up takes longer
+            if definition.settings.disk is not None:
+                disk = await self._open_disk(definition, len(template.trees), undo)
+                plan = plan.with_disk(disk.source)
+            elif parts.store.trees(definition, len(template.trees)):  # a few calls: a thread's wake-up takes longer
                 undo.push_async_callback(asyncio.to_thread, parts.store.drop_trees, definition.name)
             cgroup_fd = await self._make_cgroup(definition, undo)
             if definition.links:
@@ -92,11 +99,24 @@ class Starter:
             child = await self._launch(definition, plan, cgroup_fd)
             undo.pop_all()
             os.close(cgroup_fd)
+        if disk is not None:
+            disk.handed_over()
         instance.began(child.pid, ready=child.ready)
         log.info("VE %s started, process %d", definition.name, child.pid)
         if not definition.started:
             instance.definition = replace(definition, started=True)
             parts.store.mark_started(definition.name)
+
+    async def _open_disk(self, definition: Definition, count: int, undo: contextlib.AsyncExitStack) -> OpenDisk:
+        """The VE's disk, made where it is not there, of the size that it is to have."""
+        name, settings, images = definition.name, definition.settings, self._parts.images
+        assert settings.disk is not None
+        if await asyncio.to_thread(images.make, name, settings):
+            undo.push_async_callback(asyncio.to_thread, images.drop, name)
+        await asyncio.to_thread(images.resize, name, settings.disk)
+        disk = await asyncio.to_thread(images.open, name, definition.id_base, count)
+        undo.callback(disk.close)
+        return disk
 
     async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup with device policy and limits, as a descriptor to be born into."""

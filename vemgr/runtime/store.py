@@ -34,6 +34,7 @@ FORMAT = 2
 # the parser, and infinity is too large to be a number of ids.
 _NO_DEFINITION = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 _READABLE = (1, FORMAT)  # 1: one link, to the network "bridge", with its address under `address`
+DISK_IMAGE, DISK_PARTIAL = "disk.img", ".disk.img.partial"  # see `images`
 _STARTED = "started"  # a file beside the definition
 _HIGHEST_ID = 1 << 32
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -145,6 +146,10 @@ class Store:
         whether all of it is new; on failure nothing new is left."""
         data = f"{self.path(definition.name)}/data"
         new = not os.path.lexists(data)
+        if definition.settings.disk is not None or (
+                new and os.path.lexists(f"{self.path(definition.name)}/{DISK_IMAGE}")):
+            raise SystemFailure(f"the files of VE {definition.name} are on a disk with a size, not in a directory",
+                                remedy="its definition must say 'disk'", ve=definition.name)
         try:
             with storage_errors(f"prepare the data of VE {definition.name}"):
                 self._make_trees(data, definition.id_base, count)
@@ -183,9 +188,11 @@ class Store:
         return gone
 
     def tidy(self, name: str) -> None:
-        """Delete what a `save` that was killed has left; only while nobody saves."""
+        """Delete what a `save`, or a change of a disk, that was killed has left; only while nobody saves."""
         with suppress(OSError):
             os.unlink(unfinished(f"{self.path(name)}/config.toml"))
+        with suppress(OSError):
+            os.unlink(f"{self.path(name)}/{DISK_PARTIAL}")
 
     @staticmethod
     def purge(gone: str) -> bool:

@@ -50,6 +50,9 @@ class Transfers:
         async with self._instances.held(name, verb) as instance:
             if instance.running:
                 raise SystemFailure(f"VE {name} has started meanwhile", remedy="try again", ve=name)
+            if instance.definition.settings.disk is not None:
+                raise SystemFailure(f"VE {name} is stopped, and its disk is mounted only while it runs",
+                                    remedy="start it first", ve=name)
             template = await self._starter.template(instance.definition.template)
             self._parts.template_verbs.check_stays(template.name)
             store, definition = self._parts.store, instance.definition
