@@ -68,7 +68,7 @@ class Instance:
         self.config = self.base / "vemgr.toml"
         self.config.write_text(
             f'state-dir = "{self.state}"\nrun-dir = "{self.run}"\nbridge = "vt{self.tag}"\ntable = "vt{self.tag}"\n'
-            f'cgroup = "{self.netns}"\n')
+            f'cgroup = "{self.netns}"\nhooks-dir = "{self.base}/hooks"\nhook-timeout = 1\n')
         self._numbers = itertools.count(1)
         subprocess.run(["ip", "netns", "add", self.netns], check=True, timeout=20)
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True, timeout=20)

@@ -401,12 +401,12 @@ def test_start_waits_for_what_init_says(vemgr, notifier):
 
 def test_an_init_that_does_not_say_so(vemgr, notifier):
     name, root = notifier
-    failed = vemgr("start", "--wait", "--timeout", "1", name, code=15)
+    failed = vemgr("start", "--wait", "--timeout", "1", name, code=133)
     assert f"VE {name} runs but has not said within 1 s that it is up" in failed.stderr
     assert vemgr.state_of(name) == "running"
     vemgr("stop", "--kill", name)
     (root / "end").touch()
-    failed = vemgr("start", "--wait", name, code=15)
+    failed = vemgr("start", "--wait", name, code=133)
     assert f"VE {name} was started but has ended before it was up: exited with 4" in failed.stderr
 
 

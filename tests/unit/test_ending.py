@@ -19,6 +19,7 @@ from vemgr.kernel import durable
 from vemgr.runtime import ending, stopping, subids
 from vemgr.runtime.ending import REBOOT, Ender, describe_exit
 from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.instances import Instances, TemplateVerbs
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
@@ -40,6 +41,7 @@ class World:
         parts = SimpleNamespace(tree=None, helpers=Helpers("/nowhere"), store=store, purges=None,
                                 logs=SimpleNamespace(remove=lambda _name: None),
                                 networking=SimpleNamespace(released=lambda _name: None),
+                                hooks=Hooks("/nowhere", 1, SimpleNamespace(path=lambda name: f"/nowhere/{name}")),
                                 promises=SimpleNamespace(release=lambda _name: self.done.append("promise released")))
         launcher = SimpleNamespace(taken=lambda child: self.done.append("taken"), forget=lambda _name: None)
         starter = SimpleNamespace(remove_cgroup=self.remove_cgroup, template=self.template, start=self.start)

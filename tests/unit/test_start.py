@@ -27,6 +27,7 @@ from vemgr.core.networks import NetworkConfig
 from vemgr.kernel.veth import loopback_messages
 from vemgr.runtime import stopping
 from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
@@ -68,7 +69,7 @@ class World:
         config = HostConfig(state_dir=f"{directory}/state", run_dir=f"{directory}/run",
                             networks=(NetworkConfig(subnet="10.77.0.0/24"), NetworkConfig("lan", "b1", "10.78.0.0/24")))
         self.parts = Parts(
-            config=config,
+            config=config, hooks=Hooks("/nowhere", 1, Store(f"{directory}/state/ve")),
             store=Store(f"{directory}/state/ve"),
             templates=SimpleNamespace(show=lambda name: self.step("templates.show") or Template(
                 name=name, trees=[Tree("/", ["/t"])])),

@@ -211,7 +211,13 @@ class StartFailed(FailedError):
 class NotReady(FailedError):
     """A VE has been started and runs, but has not said in time that it is up."""
 
-    exit_code = 15
+    exit_code = 133
+
+
+class HookFailed(FailedError):
+    """A program of the administrator's at a turn of a VE's life has failed, or not ended in time."""
+
+    exit_code = 79
 
 
 class ExecFailed(FailedError):

@@ -16,13 +16,15 @@ from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
 # /etc/subuid default and no nspawn uses.
 _FIRST_ID = 0x70000000
 _LAST_ID = 0x7FFFFFFF
+_LONGEST_HOOK = 3600
 _NO_ID = 0xFFFFFFFF  # (uid_t)-1
 
 
 @dataclass(frozen=True)
 class HostConfig:
     """`networks`: the first is the one that VEs have unless they say otherwise. `cgroup`: name of the VEs' part of the
-    cgroup tree where systemd gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from."""
+    cgroup tree where systemd gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from.
+    `hook_timeout`: seconds that each hook has."""
 
     state_dir: str = "/var/lib/vemgr"
     run_dir: str = "/run/vemgr"
@@ -31,6 +33,8 @@ class HostConfig:
     cgroup: str = "vemgr"
     id_first: int = _FIRST_ID
     id_last: int = _LAST_ID
+    hooks_dir: str = "/etc/vemgr/hooks"
+    hook_timeout: int = 30
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     @staticmethod
@@ -53,7 +57,9 @@ class HostConfig:
             if isinstance(value, str) and not value.isprintable():
                 raise BadValue(key, ascii(value)[:80], "a character in it cannot be printed")
         config = HostConfig(**values)
-        for name in ("state_dir", "run_dir"):
+        if not 1 <= config.hook_timeout <= _LONGEST_HOOK:
+            raise BadValue("hook-timeout", config.hook_timeout, f"not a number of seconds from 1 to {_LONGEST_HOOK}")
+        for name in ("state_dir", "run_dir", "hooks_dir"):
             if not getattr(config, name).startswith("/"):
                 raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")
         if not 0 < config.id_first <= config.id_last < _NO_ID:

@@ -31,6 +31,7 @@ from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child, Launcher
@@ -232,8 +233,8 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         images=Images(data), promises=Promises(config.scheduler, *host_resources()),
         limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
-        logs=Logs(config.run_dir), filters=Filters(config.run_dir), helpers=Helpers(config.run_dir),
-        imports=started_pool(_IMPORTS, "import"),
+        hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
+        filters=Filters(config.run_dir), helpers=Helpers(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         purges=started_pool(_PURGES, "purge"),
     )
 

@@ -15,6 +15,7 @@ from vemgr.core.errors import CannotStop, SystemFailure, TemplateNotFound, Templ
 from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
 from vemgr.runtime.addressing import Addressing
+from vemgr.runtime.hooks import Stage
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.planning import stop_signal
@@ -41,10 +42,23 @@ class Ender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._doomed: set[str] = set()  # data of removed VEs that could not be deleted yet
 
+    async def start(self, instance: Instance) -> None:
+        """Start a stopped VE with its hooks, whose failure undoes the start. The caller holds its lock."""
+        await self._parts.hooks.run(Stage.PRE_START, instance.definition)
+        await self._starter.start(instance)
+        try:
+            await self._parts.hooks.run(Stage.POST_START, instance.definition, pid=str(instance.pid))
+        except BaseException:
+            if instance.running:
+                await self.stop(instance, 0.0)
+            raise
+
     async def stop(self, instance: Instance, timeout: float) -> str:
         """Stop a VE whose lock the caller holds; 0 seconds means kill. Returns the step that ended it."""
         instance.stopping = True
         try:
+            if timeout > 0:
+                await self._parts.hooks.try_(Stage.PRE_STOP, instance.definition, pid=str(instance.pid))
             step = await self._end(instance, timeout)
         except BaseException:
             if instance.ended.is_set() and instance.running:  # it was left to us, and we have failed
@@ -102,6 +116,7 @@ class Ender:
             self._parts.networking.released(instance.name)
             self._parts.promises.release(instance.name)
             instance.is_over()
+        await self._parts.hooks.try_(Stage.POST_STOP, instance.definition, ended=instance.last_exit)
 
     async def remove(self, instance: Instance) -> str:
         """Remove a stopped VE, whose lock the caller holds; returns what is to be purged then."""
@@ -192,7 +207,7 @@ class Ender:
             instance.verb, instance.restarting, instance.rebooted = "start", False, time.monotonic()
             try:
                 await self._addressing.reload(instance)
-                await self._starter.start(instance)
+                await self.start(instance)
             except VemgrError as error:
                 log.error("VE %s asked for a reboot but does not start: %s", instance.name, error)
             finally:

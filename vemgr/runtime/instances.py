@@ -18,6 +18,7 @@ from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
@@ -68,6 +69,7 @@ class Parts:
     images: Images
     promises: Promises
     helpers: Helpers
+    hooks: Hooks
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

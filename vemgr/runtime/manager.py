@@ -136,7 +136,7 @@ class Manager:
             check(name, instance.state, Verb.START)
             # The file is the truth: an administrator may have edited it since.
             await self._addressing.reload(instance)
-            await self._starter.start(instance)
+            await self._ender.start(instance)
             pid = instance.pid
         if wait is not None and not instance.up.is_set():
             await _wait_until_up(instance, pid, wait)
@@ -156,7 +156,7 @@ class Manager:
             with self._parts.promises.kept(name, lambda: instance.running):
                 step = await self._ender.stop(instance, _patience(instance, timeout))
                 await self._addressing.reload(instance)
-                await self._starter.start(instance)
+                await self._ender.start(instance)
             return step
 
     async def suspend(self, name: str) -> None:
