@@ -108,7 +108,8 @@ def test_unknown_key():
 
 @pytest.mark.parametrize("texts", [
     {"cpu-guarantee": "unlimited"}, {"memory-guarantee": "unlimited"}, {"cpu-guarantee": "0.001"},
-    {"cpu-guarantee": "1.5", "cpus": "1"}, {"memory-guarantee": "65M", "memory": "64M"},
+    {"cpu-guarantee": "2.1", "cpu-mask": "0,3"}, {"cpu-guarantee": "1.5", "cpus": "1"},
+    {"memory-guarantee": "65M", "memory": "64M"},
 ])
 def test_guarantees_that_are_none(texts):
     with pytest.raises(BadValue, match="guarantee"):

@@ -35,6 +35,7 @@ from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.networking import Networking
 from vemgr.runtime.promises import Promises
+from vemgr.runtime.reconcile import adopt
 from vemgr.runtime.store import Store
 
 STEPS = ["limits.check", "templates.show", "networking.prepare", "networking.check_addresses", "tree.create",
@@ -221,6 +222,19 @@ def test_a_failed_start_or_change_gives_back_what_it_was_promised(world, manager
         world.fails = step
         with pytest.raises(VemgrError):
             run(manager.set("web1", {"cpu-guarantee": "3.5"}))
+    assert world.parts.promises.ledger.promised("cpus") == 3000
+
+
+def test_a_new_daemon_knows_what_was_promised(world, manager):
+    create(manager, **{"cpu-guarantee": "3"})
+    world.parts.limits.settle = lambda _ve: None
+    world.parts.tree = {"web1": SimpleNamespace(freeze=False)}
+
+    async def adopted():
+        adopt(manager, world.parts, "web1", Child("init", "web1", 4711, 1, None))
+
+    run(adopted())
+    assert manager.instances.get("web1").running
     assert world.parts.promises.ledger.promised("cpus") == 3000
 
 

@@ -276,6 +276,8 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
     if result.inodes is not None and result.inodes > (result.disk or 0) // _BLOCK:
         raise BadValue("inodes", result.inodes, f"there is one for each {_BLOCK} bytes of 'disk' at most",
                        remedy="set disk, or a larger one")
+    if result.cpu_mask is not None and result.cpu_guarantee > 1000 * len(units.expand_cpu_mask(result.cpu_mask)):
+        raise BadValue("cpu-guarantee", units.format_cpus(result.cpu_guarantee), "more than the CPUs of cpu-mask")
     _check_network(result)
     return result
 
