@@ -204,6 +204,20 @@ def pull(stage: Stage) -> None:
         stage.call("Pull", [null.fileno(), theirs.fileno()], name=VE, path="/bin", kind="archive", stream=0, hold=1)
 
 
+def _held(stage: Stage, method: str, **parameters: Any) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stage.call(method, [theirs.fileno()], hold=0, **parameters)
+
+
+def clone(stage: Stage) -> None:
+    _held(stage, "Clone", name=VE, new="twin")
+
+
+def create_template(stage: Stage) -> None:
+    _held(stage, "CreateTemplate", name=TEMPLATE, ve=VE, description="a test")
+
+
 def unpush(stage: Stage) -> None:
     _run(stage, "Exec", {"name": VE, "command": {
         **_COMMAND, "user": "root", "argv": ["sh", "-c", "rm /root/pushed && echo here"]}})
@@ -239,6 +253,10 @@ SCENARIOS = [
              both(_running, calling("Suspend", name=VE)), _gone),
     Scenario("exec", execute, nothing, _running, _gone, ENTERING),
     Scenario("exec -t", execute_on_terminal, nothing, _running, _gone, ENTERING),
+    Scenario("clone", clone, destroy("twin"), both(_running, kill()), _gone),
+    Scenario("rename", calling("Rename", name=VE, new="twin"), calling("Rename", name="twin", new=VE), create(), _gone),
+    Scenario("template create", create_template, calling("RemoveTemplate", name=TEMPLATE), both(_running, kill()),
+             _gone),
     Scenario("push", push, unpush, _running, _gone),
     Scenario("pull", pull, nothing, _running, _gone),
     Scenario("pull, stopped", pull, both(_gone, create()), create(), _gone),

@@ -163,6 +163,19 @@ def _pushed(stage: Stage) -> Iterator[list[int]]:
         yield [file.fileno(), theirs.fileno()]
 
 
+def _renamed_back(stage: Stage) -> None:
+    """The same VE, whatever its name has become."""
+    if "twin" in stage.ves():
+        stage.call("Rename", name="twin", new=SUBJECT)
+    ensure(SUBJECT, "stopped")(stage)
+
+
+def _held(_stage: Stage) -> Iterator[list[int]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield [theirs.fileno()]
+
+
 def _pulled(_stage: Stage) -> Iterator[list[int]]:
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull, "wb") as file:
@@ -294,6 +307,11 @@ VERBS = {verb.name: verb for verb in (
     Verb("exec", _RUNNING, ("Exec", _of(SUBJECT, command=_COMMAND, stdio=[0, 1, 2])), stdio=_null, targets=_ALL),
     Verb("exec-tty", _RUNNING, ("Exec", _of(SUBJECT, command={**_COMMAND, "tty": True}, stdio=[0])), stdio=_terminal,
          targets=_ALL),
+    Verb("clone", both(ensure("twin", "absent"), _RUNNING, _STOPPED), ("Clone", _of(SUBJECT, new="twin", hold=0)),
+         stdio=_held),
+    Verb("rename", _renamed_back, ("Rename", _of(SUBJECT, new="twin"))),
+    Verb("template-create", both(_template("new", False), _STOPPED),
+         ("CreateTemplate", _of("new", ve=SUBJECT, description="", hold=0)), stdio=_held),
     Verb("push", _RUNNING, ("Push", _of(SUBJECT, path="/tmp/pushed", kind="file", stream=0, hold=1)), stdio=_pushed),
     Verb("push-stopped", _STOPPED, ("Push", _of(SUBJECT, path="/tmp/pushed", kind="file", stream=0, hold=1)),
          stdio=_pushed),

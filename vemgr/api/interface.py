@@ -178,6 +178,9 @@ class Service(Protocol):
                   stdio: list[int]) -> tuple[str, int, int]: ...
     async def push(self, name: str, path: str, source: dict[str, Any], stream: int, hold: int) -> None: ...
     async def pull(self, name: str, path: str, kind: str, stream: int, hold: int) -> dict[str, Any]: ...
+    async def clone(self, name: str, new: str, hold: int) -> None: ...
+    async def rename(self, name: str, new: str) -> None: ...
+    async def create_template(self, name: str, ve: str, description: str, hold: int) -> None: ...
     async def attach(self, name: str, read_only: bool, force: bool, stream: int) -> str: ...
     def open_log(self, name: str) -> int: ...
     async def templates(self) -> list[dict[str, Any]]: ...
@@ -315,6 +318,22 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         below the "directory" that `stream` is open on, where all belongs to root and has no set-user-ID bits. Returns
         mode and time of a file, and what was left out, being no file, directory or symlink."""
         return await self._service.pull(name, path, kind, stream.fileno(), hold.fileno())  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def Clone(self, *, name: str, new: str, hold: FileDescriptor) -> None:
+        """Make another VE of a stopped one: its settings and data, but ids, addresses and a host name of its own,
+        and no published ports. `hold` as for Push, without the confirmation."""
+        await self._service.clone(name, new, hold.fileno())
+
+    @varlinkmethod
+    async def Rename(self, *, name: str, new: str) -> None:
+        """Give a stopped VE another name."""
+        await self._service.rename(name, new)
+
+    @varlinkmethod
+    async def CreateTemplate(self, *, name: str, ve: str, description: str, hold: FileDescriptor) -> None:
+        """Make a template of what a stopped VE sees. `hold` as for Push, without the confirmation."""
+        await self._service.create_template(name, ve, description, hold.fileno())
 
     @varlinkmethod(return_parameter="state")
     async def Attach(self, *, name: str, stream: FileDescriptor, readOnly: bool | None = None,  # noqa: N803

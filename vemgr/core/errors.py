@@ -94,8 +94,8 @@ class StillRunning(RefusedError):
 
     exit_code = 32
 
-    def __init__(self, name: str, state: str) -> None:
-        super().__init__(f"VE {name} is {state}", remedy="stop it first, or use --force", ve=name, state=state)
+    def __init__(self, name: str, state: str, remedy: str = "stop it first, or use --force") -> None:
+        super().__init__(f"VE {name} is {state}", remedy=remedy, ve=name, state=state)
 
 
 class Locked(RefusedError):

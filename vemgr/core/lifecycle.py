@@ -28,6 +28,9 @@ class Verb(StrEnum):
     DESTROY = "destroy"
     PUSH = "push"
     PULL = "pull"
+    CLONE = "clone"
+    RENAME = "rename"
+    TEMPLATE = "template create"
 
 
 # Where each verb leads; a pair that is missing is refused.
@@ -35,6 +38,9 @@ TRANSITIONS: dict[tuple[State, Verb], State] = {
     (State.STOPPED, Verb.START): State.RUNNING,
     (State.STOPPED, Verb.SET): State.STOPPED,
     (State.STOPPED, Verb.DESTROY): State.STOPPED,
+    (State.STOPPED, Verb.CLONE): State.STOPPED,
+    (State.STOPPED, Verb.RENAME): State.STOPPED,
+    (State.STOPPED, Verb.TEMPLATE): State.STOPPED,
     (State.RUNNING, Verb.STOP): State.STOPPED,
     (State.RUNNING, Verb.SUSPEND): State.SUSPENDED,
     (State.RUNNING, Verb.SET): State.RUNNING,
@@ -55,4 +61,6 @@ def check(name: str, state: State, verb: Verb) -> State:
         raise AlreadyRunning(name, state)
     if verb == Verb.DESTROY:
         raise StillRunning(name, state)
+    if verb in (Verb.CLONE, Verb.RENAME, Verb.TEMPLATE):
+        raise StillRunning(name, state, "stop it first")
     raise NotRunning(name, state)

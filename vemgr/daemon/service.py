@@ -106,6 +106,15 @@ class DaemonService:
         job = {"kind": kind, "stream": stream, "hold": _checked_hold(hold)}
         return {"skippedCount": 0, **await self._manager.transfers.do(Verb.PULL, name, path, job, (stream, hold))}
 
+    async def clone(self, name: str, new: str, hold: int) -> None:
+        await self._manager.copies.clone(name, new, _checked_hold(hold))
+
+    async def rename(self, name: str, new: str) -> None:
+        await self._manager.copies.rename(name, new)
+
+    async def create_template(self, name: str, ve: str, description: str, hold: int) -> None:
+        await self._manager.copies.template(name, ve, description, _checked_hold(hold))
+
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]:
         name = name or f"run-{secrets.token_hex(4)}"

@@ -19,11 +19,11 @@ from typing import Any
 import prctl
 
 from vemgr.core.errors import NoSpace, SystemFailure, TransferFailed, VemgrError
-from vemgr.files import transfer
+from vemgr.files import transfer, whole
 
 _FULL = (28, 122)  # ENOSPC, EDQUOT
 _JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "push": transfer.push, "pull": transfer.pull,
+    "push": transfer.push, "pull": transfer.pull, "clone": whole.clone, "template": whole.template,
 }
 
 

@@ -40,12 +40,11 @@ def open_stopped(trees: list[dict[str, Any]], data: str, id_base: int, stage: st
     `data`/N. `stage`: an empty directory. Raises `OSError`."""
     private_mounts()
     userns = id_map(0, id_base)
-    _attach(mounts.new_filesystem("tmpfs", (("mode", "700"), ("size", "64k"))), stage)
-    os.chdir(stage)
+    mount_stage(stage)
     root = -1
     for number, tree in enumerate(trees):
-        lowers = [_layer(source, f"l{number}.{position}", userns) for position, source in enumerate(tree["lowers"])]
-        _layer(f"{data}/{number}", f"d{number}")
+        lowers = [layer(source, f"l{number}.{position}", userns) for position, source in enumerate(tree["lowers"])]
+        layer(f"{data}/{number}", f"d{number}")
         fd = _overlay(lowers, f"d{number}", id_base)
         if root < 0:
             os.mkdir("root")
@@ -58,6 +57,12 @@ def open_stopped(trees: list[dict[str, Any]], data: str, id_base: int, stage: st
             os.close(fd)
     os.chdir("/")
     return root, userns
+
+
+def mount_stage(stage: str) -> None:
+    """A tmpfs that only we see, for the layers to hang in; it becomes the working directory."""
+    _attach(mounts.new_filesystem("tmpfs", (("mode", "700"), ("size", "64k"))), stage)
+    os.chdir(stage)
 
 
 def private_mounts() -> None:
@@ -118,7 +123,8 @@ def mapped_clone(path: str, userns: int) -> int:
     return fd
 
 
-def _layer(source: str, name: str, userns: int = -1) -> str:
+def layer(source: str, name: str, userns: int = -1) -> str:
+    """Mount `source` at `name` of the stage, its ids shifted. Returns the name. Raises `OSError`."""
     fd = mounts.open_tree(source) if userns < 0 else mapped_clone(source, userns)
     os.mkdir(name, 0o700)
     _attach(fd, name)

@@ -42,8 +42,8 @@ class Skipped:
 
 
 class Packer:
-    """`owner`: of all entries, instead of their own. `mounts`: what is mounted in the tree and belongs to it, as
-    descriptors by path. `keep_fifos`: as they are no danger to who unpacks them. Attributes are kept as
+    """`owner`: of all entries, instead of their own. `mounts`: what is to be taken in the place of directories
+    of the tree, as descriptors by path. `keep_fifos`: as they are no danger to who unpacks them. Attributes are kept as
     `attributes` says: their names, or the beginnings of names."""
 
     def __init__(self, target: BinaryIO, *, owner: tuple[int, int] | None = None, keep_fifos: bool = False,
@@ -104,14 +104,15 @@ class Packer:
 
     def _subdirectory(self, parent: int, base: str, name: str, path: str, depth: int, info: os.stat_result) -> None:
         try:
-            fd = openat2(parent, base, os.O_RDONLY | os.O_DIRECTORY, resolve=_BELOW)
+            if path in self._mounts:
+                fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._mounts[path])
+            else:
+                fd = openat2(parent, base, os.O_RDONLY | os.O_DIRECTORY, resolve=_BELOW)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            if path not in self._mounts:  # /proc and the like: the directory, without what is mounted there
-                self._add(self._entry(info, name, tarfile.DIRTYPE))
-                return
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._mounts[path])
+            self._add(self._entry(info, name, tarfile.DIRTYPE))  # /proc and the like: without what is mounted there
+            return
         self._directory(fd, name, path, depth + 1)
 
     def _file(self, parent: int, base: str, name: str) -> None:

@@ -4,21 +4,17 @@ the host's root, with a tar stream between the two."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import signal
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO, Literal
-
-import prctl
+from typing import Any, BinaryIO
 
 from vemgr.files import opening, single
 from vemgr.files.packing import Packer
+from vemgr.files.sides import other_side
 from vemgr.kernel.openat2 import open_in_root
 from vemgr.templates.archive import unpack
 from vemgr.templates.archive_entry import metadata
@@ -30,7 +26,7 @@ def push(job: dict[str, Any]) -> dict[str, Any]:
     root, userns = _open(job)
     source, kind, owner = job["stream"], job["kind"], (job["uid"], job["gid"])
     if kind == "directory":
-        with _other_side(lambda target: _pack_host(source, target, owner), reads=False) as stream:
+        with other_side(lambda target: _pack_host(source, target, owner), reads=False) as stream:
             opening.become_root_of(userns)
             _unpack_inside(root, job, stream)
         return {}
@@ -58,7 +54,7 @@ def pull(job: dict[str, Any]) -> dict[str, Any]:
         opening.become_root_of(userns)
         with open(os.dup(target), "wb") as archive:
             return _pack_inside(root, path, archive)
-    with _other_side(lambda stream: _unpack_on_host(stream, target), reads=True) as stream:
+    with other_side(lambda stream: _unpack_on_host(stream, target), reads=True) as stream:
         opening.become_root_of(userns)
         return _pack_inside(root, path, stream)
 
@@ -109,58 +105,3 @@ def _harmless(member: tarfile.TarInfo) -> tuple[Metadata, int]:
     that a VE's root has made set-user-ID must not become one of the host's root."""
     meta, dropped = metadata(member)
     return replace(meta, uid=os.getuid(), gid=os.getgid(), mode=meta.mode & 0o777, xattrs={}), dropped
-
-
-Mode = Literal["rb", "wb"]
-
-
-@contextlib.contextmanager
-def _other_side(work: Callable[[BinaryIO], None], *, reads: bool) -> Iterator[BinaryIO]:
-    """Fork a process that does `work` with the other end of a pipe. A failure is raised when both have ended."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    told, tell = os.pipe2(os.O_CLOEXEC)
-    theirs, ours = (reader, writer) if reads else (writer, reader)
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        _be_other_side(work, parent, theirs, ours, "rb" if reads else "wb", tell)
-    os.close(theirs)
-    os.close(tell)
-    failure: BaseException | None = None
-    stream: BinaryIO = open(ours, "wb" if reads else "rb")  # noqa: SIM115  (closed in each case below)
-    try:
-        yield stream
-    except BaseException as error:
-        failure = error
-    finally:
-        if failure is not None and not isinstance(failure, Exception):  # we are told to give up
-            os.kill(child, signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            stream.close()
-        said = os.read(told, 4000).decode(errors="replace")
-        os.waitpid(child, 0)
-        os.close(told)
-    # Whoever wrote is to blame first, for an archive that is cut off; unless nobody read any more.
-    if failure is not None and (not said or (reads and not isinstance(failure, BrokenPipeError))):
-        raise failure
-    if said:
-        raise OSError(errno.EIO, said)
-
-
-def _be_other_side(work: Callable[[BinaryIO], None], parent: int, theirs: int, ours: int, mode: Mode,
-                   tell: int) -> None:
-    code = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        prctl.set_pdeathsig(signal.SIGKILL)
-        os.close(ours)
-        if os.getppid() == parent:
-            with open(theirs, mode) as stream:
-                work(stream)
-            code = 0
-    except BrokenPipeError:
-        pass  # the other side has failed, and says why
-    except Exception as error:
-        os.write(tell, str(error).encode()[:2000])
-    finally:
-        os._exit(code)

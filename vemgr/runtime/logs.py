@@ -31,6 +31,11 @@ class Logs:
                 os.mkdir(path, 0o700)
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    def rename(self, ve: str, new: str) -> None:
+        self.remove(new)  # left by an earlier VE of this name
+        with contextlib.suppress(OSError):
+            os.rename(f"{self._path}/{ve}", f"{self._path}/{new}")
+
     def remove(self, ve: str) -> None:
         for name in (LOG, LOG_OLDER, TIMES, TIMES_OLDER):
             with contextlib.suppress(OSError):

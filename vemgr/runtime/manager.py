@@ -26,6 +26,7 @@ from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import stopping
 from vemgr.runtime.addressing import Addressing
 from vemgr.runtime.balancer import Balancer
+from vemgr.runtime.copies import Copies
 from vemgr.runtime.ending import Ender
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
@@ -47,6 +48,7 @@ class Manager:
         self._starter = Starter(parts, launcher)
         self._addressing = Addressing(parts, self.instances)
         self.transfers = Transfers(parts, self.instances, self._starter)
+        self.copies = Copies(parts, self.instances, self._starter, self._addressing, launcher)
         self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
         self._balancer = Balancer(parts, self._ender.in_background)
 

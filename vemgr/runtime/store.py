@@ -125,6 +125,43 @@ class Store:
                     os.rmdir(partial)
                 raise
 
+    def begin(self, definition: Definition, count: int) -> str:
+        """The directory of a VE that is made of another, with `count` trees for its writes: hidden until `finish`.
+        Returns its path."""
+        partial = f"{self.directory}/.{definition.name}.partial"
+        with storage_errors(f"create VE {definition.name}"):
+            if os.path.lexists(partial):
+                remove_tree(partial)
+            os.mkdir(partial, 0o700)
+            try:
+                self._make_trees(f"{partial}/data", definition.id_base, count)
+            except BaseException:
+                with suppress(OSError):
+                    remove_tree(partial)
+                raise
+        return partial
+
+    def finish(self, definition: Definition) -> None:
+        """Show the VE that was begun: there is all of it from now on."""
+        partial = f"{self.directory}/.{definition.name}.partial"
+        with storage_errors(f"create VE {definition.name}"):
+            replace_file(f"{partial}/config.toml", _render(definition))
+            rename_durably(partial, self.path(definition.name))
+
+    def rename(self, definition: Definition, new: str) -> None:
+        """Give a VE another name, in one step. Before it, its next start becomes a first one, which does no harm to a
+        VE that keeps its name."""
+        old, path = self.path(definition.name), self.path(new)
+        with storage_errors(f"rename VE {definition.name}"):
+            if os.path.lexists(path):
+                raise VEExists(new)
+            replace_file(f"{old}/config.toml", _render(replace(definition, started=False), _existing(
+                f"{old}/config.toml")))
+            with suppress(FileNotFoundError):
+                os.unlink(f"{old}/{_STARTED}")
+            self._read.pop(definition.name, None)
+            rename_durably(old, path)
+
     def save(self, definition: Definition) -> None:
         path = f"{self.path(definition.name)}/config.toml"
         with storage_errors(f"save the definition of VE {definition.name}"):

@@ -161,6 +161,12 @@ class Templates:
                 remove_tree(str(self.directory / name))
         return leftovers
 
+    def sweep_of(self, name: str) -> None:
+        """Delete what an import of `name` that was killed has left. The caller sees to it that there is no other."""
+        for entry in self._entries():
+            if _PARTIAL.fullmatch(entry) and entry.startswith(f".{name}.partial-"):
+                self._discard(str(self.directory / entry))
+
     def _entries(self) -> Sequence[str]:
         with _failures("the templates could not be listed"), contextlib.suppress(FileNotFoundError):
             return sorted(os.listdir(self.directory))
