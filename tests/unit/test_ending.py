@@ -42,7 +42,9 @@ class World:
                                 logs=SimpleNamespace(remove=lambda _name: None),
                                 networking=SimpleNamespace(released=lambda _name: None),
                                 hooks=Hooks("/nowhere", 1, SimpleNamespace(path=lambda name: f"/nowhere/{name}")),
-                                promises=SimpleNamespace(release=lambda _name: self.done.append("promise released")))
+                                limits=SimpleNamespace(check=lambda _settings: None),
+                                promises=SimpleNamespace(release=lambda _name: self.done.append("promise released"),
+                                                         admitted=lambda *_which: contextlib.nullcontext()))
         launcher = SimpleNamespace(taken=lambda child: self.done.append("taken"), forget=lambda _name: None)
         starter = SimpleNamespace(remove_cgroup=self.remove_cgroup, template=self.template, start=self.start)
         self.ender = Ender(parts, launcher, self.instances, starter,

@@ -225,6 +225,27 @@ def test_a_failed_start_or_change_gives_back_what_it_was_promised(world, manager
     assert world.parts.promises.ledger.promised("cpus") == 3000
 
 
+def test_a_hook_runs_after_the_promise_and_loses_it_when_it_fails(world, manager):
+    create(manager, "web1", **{"cpu-guarantee": "3"})
+    create(manager, "web2", **{"cpu-guarantee": "1"})
+    seen = []
+
+    async def hook(stage, definition, **_more):
+        seen.append((str(stage), definition.name, world.parts.promises.ledger.promised("cpus")))
+        if len(seen) == 1:
+            raise SystemFailure("the hook says no")
+
+    world.parts.hooks = SimpleNamespace(run=hook, try_=hook)
+    with pytest.raises(SystemFailure):
+        run(manager.start("web1"))
+    assert seen == [(seen[0][0], "web1", 3000)] and world.parts.promises.ledger.promised("cpus") == 0
+    run(manager.start("web1"))
+    seen[1:] = []
+    with pytest.raises(Overcommitted):
+        run(manager.start("web2"))
+    assert len(seen) == 1, "nothing happens before a refusal"
+
+
 def test_a_new_daemon_knows_what_was_promised(world, manager):
     create(manager, **{"cpu-guarantee": "3"})
     world.parts.limits.settle = lambda _ve: None

@@ -43,9 +43,15 @@ class Ender:
         self._doomed: set[str] = set()  # data of removed VEs that could not be deleted yet
 
     async def start(self, instance: Instance) -> None:
-        """Start a stopped VE with its hooks, whose failure undoes the start. The caller holds its lock."""
-        await self._parts.hooks.run(Stage.PRE_START, instance.definition)
-        await self._starter.start(instance)
+        """Start a stopped VE with its hooks, whose failure undoes the start. The caller holds its lock.
+
+        What cannot be enforced or promised is refused before the first hook runs.
+        """
+        settings = instance.definition.settings
+        self._parts.limits.check(settings)
+        with self._parts.promises.admitted(instance.name, settings):
+            await self._parts.hooks.run(Stage.PRE_START, instance.definition)
+            await self._starter.start(instance)
         try:
             await self._parts.hooks.run(Stage.POST_START, instance.definition, pid=str(instance.pid))
         except BaseException:

@@ -71,13 +71,8 @@ class Starter:
         return await asyncio.to_thread(bind_operations, settings.mount, own)  # a network file system may hang
 
     async def start(self, instance: Instance) -> None:
-        """Start a stopped VE; on failure everything is as before. The caller holds its lock."""
-        settings = instance.definition.settings
-        self._parts.limits.check(settings)
-        with self._parts.promises.admitted(instance.name, settings):
-            await self._start(instance)
-
-    async def _start(self, instance: Instance) -> None:
+        """Start a stopped VE whose limits and promises have been checked; on failure everything is as before. The
+        caller holds its lock."""
         definition, parts = instance.definition, self._parts
         template = await self.template(definition.template)
         if definition.template == HOST_TEMPLATE:  # others cannot go while this VE stands on them
