@@ -15,6 +15,7 @@ from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
 from vemgr.cli import completion, connection, console, ending, execute, keys, logs, tables
 from vemgr.cli.copies import clone, create_template, rename
+from vemgr.cli.edit import edit
 from vemgr.cli.files import pull, push
 from vemgr.cli.networks import network
 from vemgr.cli.scheduler import scheduler
@@ -55,6 +56,7 @@ cli.add_command(network)
 cli.add_command(scheduler)
 cli.add_command(template)
 cli.add_command(clone)
+cli.add_command(edit)
 cli.add_command(rename)
 template.add_command(create_template)
 cli.add_command(push)
