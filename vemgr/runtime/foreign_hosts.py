@@ -17,6 +17,7 @@ from vemgr.core.links import Link
 from vemgr.kernel.address_probe import Holder, find_holder
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.port_watch import PortWatch
+from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,11 @@ class ForeignHosts:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._watch: PortWatch | None = None
+
+    def begin(self) -> None:
+        """Learn which ports there are, so that no start has to. Raises `SystemFailure`."""
+        with storage_errors("watch the ports of bridges"):
+            self._watched()
 
     async def check(self, ve: str, links: Iterable[tuple[Link, BridgeNetwork]]) -> None:
         """Raises `AddressInUse` when somebody answers to an address of these links. Takes 0.3 s where there are foreign
@@ -48,7 +54,11 @@ class ForeignHosts:
     def _watched(self) -> PortWatch:
         if self._watch is None:
             watch = PortWatch(self._prefix)
-            asyncio.get_running_loop().add_reader(watch, self._on_news, watch)
+            try:
+                asyncio.get_running_loop().add_reader(watch, self._on_news, watch)
+            except OSError:
+                watch.close()
+                raise
             self._watch = watch
         return self._watch
 

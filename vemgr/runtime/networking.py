@@ -138,6 +138,7 @@ class Networking:
         for network in sorted(wanted - self._prepared):
             await self._make_bridge(self.subnets(network))
         self._install()
+        self._foreign.begin()
         for network in sorted(wanted):
             # Only now: the tables drop what VEs themselves would send to the host's loopback.
             self._bridges[network].allow_loopback_redirect(True)
@@ -145,6 +146,7 @@ class Networking:
 
     async def _undo_make(self) -> None:
         self._unwatch()
+        self._foreign.close()
         for network in self._config.networks:
             with contextlib.suppress(VemgrError):
                 await (await self._open(network.name)).remove_bridge()
