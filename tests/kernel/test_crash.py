@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What must hold when something is killed, full, starved or repeated: nothing half-done, nothing left behind."""
 
+import itertools
 import os
 import resource
 import signal
@@ -268,7 +269,8 @@ def test_every_step_of_a_start_can_fail_for_want_of_descriptors(own, whose):
     keeper, daemon = own.keeper_pid(), own.daemon_pid()
     limited = keeper if whose == "keeper" else own.spawner_pid()
     soft, hard = resource.prlimit(limited, resource.RLIMIT_NOFILE)
-    lowest = max(int(fd) for fd in os.listdir(f"/proc/{limited}/fd")) + 1
+    taken = {int(fd) for fd in os.listdir(f"/proc/{limited}/fd")}
+    lowest = next(number for number in itertools.count() if number not in taken)
     failed = set()
     with own.client() as client:
         for limit in range(lowest, lowest + 80):
