@@ -32,6 +32,14 @@ def upper(vemgr, name):
     return vemgr.state / "ve" / name / "data/0/upper"
 
 
+def test_files_of_the_ve_are_not_written_through_a_mount(vemgr, fresh, source):
+    (source / "data/hostname").write_text("the host's\n")
+    name = vemgr.create("--mount", f"{source}/data:/etc")
+    vemgr("start", name)
+    assert (source / "data/hostname").read_text() == "the host's\n"
+    assert sorted(os.listdir(source / "data")) == ["file", "hostname"]
+
+
 def test_ownership_is_right_on_both_sides(vemgr, fresh, source):
     before = vemgr.traces()
     name = vemgr.create("--mount", f"{source}/data:/srv/deep/data", "--mount", f"{source}/single:/etc/single:ro",
@@ -64,14 +72,6 @@ def test_ownership_is_right_on_both_sides(vemgr, fresh, source):
     vemgr("destroy", "--force", name)
     assert sorted(os.listdir(source / "data")) == ["file", "new"]
     vemgr.assert_traces(before)
-
-
-def test_files_of_the_ve_are_not_written_through_a_mount(vemgr, fresh, source):
-    (source / "data/hostname").write_text("the host's\n")
-    name = vemgr.create("--mount", f"{source}/data:/etc")
-    vemgr("start", name)
-    assert (source / "data/hostname").read_text() == "the host's\n"
-    assert sorted(os.listdir(source / "data")) == ["file", "hostname"]
 
 
 REFUSED = (

@@ -35,12 +35,19 @@ def open_running(pid: int, pidfd: int) -> tuple[int, int]:
     return root, userns
 
 
-def open_stopped(trees: list[dict[str, Any]], data: str, id_base: int, stage: str) -> tuple[int, int]:
+def open_stopped(trees: list[dict[str, Any]], data: str, disk: bool, id_base: int, stage: str) -> tuple[int, int]:
     """The same of a stopped one. `trees`: mountpoint and lowers of each, as in its template; writes of tree N go to
-    `data`/N. `stage`: an empty directory. Raises `OSError`."""
+    `data`/N. `disk`: that is a mount which hangs nowhere, to be moved here. `stage`: an empty directory. Raises
+    `OSError`."""
     private_mounts()
     userns = id_map(0, id_base)
     mount_stage(stage)
+    if disk:
+        fd = os.open(data, _DIRECTORY)
+        os.mkdir("disk", 0o700)
+        _attach(fd, "disk")
+        os.close(fd)
+        data = "disk"
     root = -1
     for number, tree in enumerate(trees):
         lowers = [layer(source, f"l{number}.{position}", userns) for position, source in enumerate(tree["lowers"])]

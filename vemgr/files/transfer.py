@@ -62,7 +62,7 @@ def pull(job: dict[str, Any]) -> dict[str, Any]:
 def _open(job: dict[str, Any]) -> tuple[int, int]:
     if "pid" in job:
         return opening.open_running(job["pid"], job["pidfd"])
-    return opening.open_stopped(job["trees"], job["data"], job["id-base"], job["stage"])
+    return opening.open_stopped(job["trees"], job["data"], job["disk"], job["id-base"], job["stage"])
 
 
 def _confirm(hold: int) -> None:

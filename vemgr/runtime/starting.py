@@ -83,11 +83,9 @@ class Starter:
             await parts.networking.check_addresses(definition.name, definition.links)
         disk: OpenDisk | None = None
         async with contextlib.AsyncExitStack() as undo:
-            if definition.settings.disk is not None:
-                disk = await self._open_disk(definition, len(template.trees), undo)
+            disk = await self.storage(definition, len(template.trees), undo)
+            if disk is not None:
                 plan = plan.with_disk(disk.source)
-            elif parts.store.trees(definition, len(template.trees)):  # a few calls: a thread's wake-up takes longer
-                undo.push_async_callback(asyncio.to_thread, parts.store.drop_trees, definition.name)
             cgroup_fd = await self._make_cgroup(definition, undo)
             if definition.links:
                 undo.push_async_callback(self._disconnect, definition.name)
@@ -102,10 +100,13 @@ class Starter:
             instance.definition = replace(definition, started=True)
             parts.store.mark_started(definition.name)
 
-    async def _open_disk(self, definition: Definition, count: int, undo: contextlib.AsyncExitStack) -> OpenDisk:
-        """The VE's disk, made where it is not there, of the size that it is to have."""
-        name, settings, images = definition.name, definition.settings, self._parts.images
-        assert settings.disk is not None
+    async def storage(self, definition: Definition, count: int, undo: contextlib.AsyncExitStack) -> OpenDisk | None:
+        """Have what the VE writes to: directories, or its disk, made where they are not there."""
+        name, settings, images, store = definition.name, definition.settings, self._parts.images, self._parts.store
+        if settings.disk is None:
+            if store.trees(definition, count):  # a few calls: a thread's wake-up takes longer
+                undo.push_async_callback(asyncio.to_thread, store.drop_trees, name)
+            return None
         if await asyncio.to_thread(images.make, name, settings):
             undo.push_async_callback(asyncio.to_thread, images.drop, name)
         await asyncio.to_thread(images.resize, name, settings.disk)

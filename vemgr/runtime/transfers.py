@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -50,20 +49,17 @@ class Transfers:
         async with self._instances.held(name, verb) as instance:
             if instance.running:
                 raise SystemFailure(f"VE {name} has started meanwhile", remedy="try again", ve=name)
-            if instance.definition.settings.disk is not None:
-                raise SystemFailure(f"VE {name} is stopped, and its disk is mounted only while it runs",
-                                    remedy="start it first", ve=name)
-            template = await self._starter.template(instance.definition.template)
+            definition = instance.definition
+            template = await self._starter.template(definition.template)
             self._parts.template_verbs.check_stays(template.name)
-            store, definition = self._parts.store, instance.definition
-            new = await asyncio.to_thread(store.trees, definition, len(template.trees))
-            try:
-                yield {"trees": [asdict(tree) for tree in template.trees], "data": f"{store.path(name)}/data",
+            async with contextlib.AsyncExitStack() as undo:
+                disk = await self._starter.storage(definition, len(template.trees), undo)
+                data = disk.source if disk is not None else f"{self._parts.store.path(name)}/data"
+                yield {"trees": [asdict(tree) for tree in template.trees], "data": data, "disk": disk is not None,
                        "id-base": definition.id_base, "stage": self._parts.helpers.stage}, ()
-            except BaseException:
-                if new:
-                    await asyncio.to_thread(store.drop_trees, name)
-                raise
+                undo.pop_all()
+            if disk is not None:
+                disk.handed_over()
 
     def _pidfd(self, instance: Instance) -> int:
         try:
