@@ -172,6 +172,18 @@ def test_files_go_in_and_out(vemgr, fresh, tmp_path):
     vemgr.assert_traces(before)
 
 
+def test_what_would_be_without_its_files_is_refused(vemgr, fresh, sized):
+    """And a VE of another name has them."""
+    run(vemgr, sized, "echo kept >/root/file")
+    vemgr("stop", sized, "--kill")
+    assert "cannot be copied yet" in vemgr("clone", sized, "twin", code=21).stderr
+    assert "cannot be copied yet" in vemgr("template", "create", "of-a-disk", "--from", sized, code=21).stderr
+    assert vemgr.state_of("twin") is None
+    vemgr("rename", sized, "renamed")
+    vemgr("start", "renamed")
+    assert run(vemgr, "renamed", "cat /root/file").stdout == "kept\n"
+
+
 def test_a_directory_stays_one(vemgr, fresh, running):
     assert "in a directory already" in vemgr("set", running, "--disk", "64M", code=21).stderr
     assert vemgr.show(running)["settings"]["disk"] == "unlimited"

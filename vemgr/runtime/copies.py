@@ -39,6 +39,7 @@ class Copies:
         check_name(new)
         async with self._instances.held(name, Verb.CLONE) as instance:
             check(name, instance.state, Verb.CLONE)
+            self._parts.images.check_copied(name)
             source = self._parts.store.load(name)
             settings = without_identity(source.settings)
             template = await self._starter.template(source.template)
@@ -100,6 +101,7 @@ class Copies:
         store = self._parts.store
         async with self._instances.held(ve, Verb.TEMPLATE) as instance:
             check(ve, instance.state, Verb.TEMPLATE)
+            self._parts.images.check_copied(ve)
             definition = store.load(ve)
             template = await self._starter.template(definition.template)
             with self._parts.template_verbs.held(name, "create"):
