@@ -86,7 +86,7 @@ class Daemon:
         asyncio.get_running_loop().set_default_executor(started_pool(_WORKERS, "work"))
         children = await self._connect_keeper()
         parts = join(config, self._keeper_pid)
-        await asyncio.to_thread(parts.helpers.wait_for_earlier)
+        await parts.helpers.wait_for_earlier()
         manager = self._manager = Manager(parts, self._launcher)
         load_definitions(manager, parts)
         await reconcile(manager, parts, children)

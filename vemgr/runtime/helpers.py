@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,7 +22,10 @@ from vemgr.core import errors
 from vemgr.core.errors import SystemFailure, VemgrError
 from vemgr.runtime.store import storage_errors
 
+log = logging.getLogger(__name__)
+
 _LAST_WISH = 10.0  # seconds to take back what was begun
+_EARLIER, _NAP = 20.0, 0.02  # seconds
 _ANSWER = 60_000  # bytes; less than a pipe holds
 _KEPT = ("PATH", "PYTHONPATH", "LANG")  # of the environment: it becomes a process of the VE's root
 _CLASSES = {kind.__name__: kind for kind in errors.all_errors()}
@@ -33,12 +37,18 @@ class Helpers:
         self._lock_path = f"{run_dir}/files.lock"
         self._running: dict[str, set[asyncio.Task[Any]]] = {}
 
-    def wait_for_earlier(self) -> None:
-        """Until those of an earlier daemon are gone, who have been told to end. Raises `SystemFailure`."""
+    async def wait_for_earlier(self) -> None:
+        """Until those of an earlier daemon are gone, who have been told to end; but not for ever: one may hang in a
+        disk that does not answer. Raises `SystemFailure`."""
         with storage_errors(f"lock {self._lock_path}"):
             fd = self._open_lock()
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                async with asyncio.timeout(_EARLIER):
+                    while not _locked(fd):  # noqa: ASYNC110  (no event tells of a lock)
+                        await asyncio.sleep(_NAP)
+            except TimeoutError:
+                log.error("a process of an earlier daemon still works on the files of a VE: see who holds %s",
+                          self._lock_path)
             finally:
                 os.close(fd)
 
@@ -100,6 +110,14 @@ class Helpers:
                 raise
             code = process.wait()
             return _outcome(job, code, os.read(answer, _ANSWER) if code == 0 else b"")
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def _ended(pid: int) -> None:
