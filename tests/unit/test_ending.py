@@ -17,10 +17,12 @@ from vemgr.core.layers import HOST_TEMPLATE
 from vemgr.core.lifecycle import State
 from vemgr.kernel import durable
 from vemgr.runtime import ending, stopping, subids
+from vemgr.runtime.counters import Counters
 from vemgr.runtime.ending import REBOOT, Ender, describe_exit
 from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.instances import Instances, TemplateVerbs
+from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.reconcile import start_on_boot
@@ -33,7 +35,7 @@ class World:
     """An ender with fakes about it; `failing` names what fails."""
 
     def __init__(self, monkeypatch, **definition):
-        self.failing, self.done = set(), []
+        self.failing, self.done, self.journal = set(), [], Journal()
         self.instances = Instances()
         self.instance = self.instances.admit(Definition(**{**vars(DEFINITION), **definition}))
         self.instance.began(4711, ready=True)
@@ -44,7 +46,8 @@ class World:
                                 hooks=Hooks("/nowhere", 1, SimpleNamespace(path=lambda name: f"/nowhere/{name}")),
                                 limits=SimpleNamespace(check=lambda _settings: None),
                                 promises=SimpleNamespace(release=lambda _name: self.done.append("promise released"),
-                                                         admitted=lambda *_which: contextlib.nullcontext()))
+                                                         admitted=lambda *_which: contextlib.nullcontext()),
+                                journal=self.journal, counters=Counters(self.journal))
         launcher = SimpleNamespace(taken=lambda child: self.done.append("taken"), forget=lambda _name: None)
         starter = SimpleNamespace(remove_cgroup=self.remove_cgroup, template=self.template, start=self.start)
         self.ender = Ender(parts, launcher, self.instances, starter,

@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import socket
+from collections.abc import AsyncIterator
 
 import pytest
 from asyncvarlink import FileDescriptor, GenericVarlinkErrorReply, VarlinkInterface, VarlinkInterfaceRegistry
 from asyncvarlink import varlinkmethod as method
+from asyncvarlink.interface import LastResult
 
 from vemgr.api import server as serving
 from vemgr.api.server import Server
@@ -41,6 +43,21 @@ class Sample(VarlinkInterface, name="org.example.Sample"):
         await self.held.wait()
         self.done.append("waited")
 
+    @method(return_parameter="number", delay_generator=False)
+    async def Count(self, *, to: int) -> AsyncIterator[int]:
+        """To a number, or where it is negative until nobody listens."""
+        try:
+            for number in range(to):
+                if number == 13:
+                    raise ZeroDivisionError("of ours")
+                yield number
+            if to < 0:
+                yield 0
+                await self.held.wait()
+            raise LastResult(to)
+        finally:
+            self.done.append("counted")
+
     @method
     async def Fail(self) -> None:
         raise ZeroDivisionError("of ours")
@@ -50,8 +67,9 @@ def failure(error):
     return GenericVarlinkErrorReply("org.example.Sample.Failed", {"why": f"{type(error).__name__}: {error}"})
 
 
-def call(name, **parameters):
-    return json.dumps({"method": f"org.example.Sample.{name}", "parameters": parameters}).encode() + b"\0"
+def call(name, more=False, **parameters):
+    return json.dumps({"method": f"org.example.Sample.{name}", "parameters": parameters,
+                       **({"more": True} if more else {})}).encode() + b"\0"
 
 
 class Client:
@@ -290,4 +308,35 @@ def test_a_shortage_of_descriptors_passes(play, monkeypatch):
         client = connect()
         await client.send(call("Say", text="a"))
         assert await client.reply() == {"parameters": {"text": "a"}}
+    play(story)
+
+
+# many replies
+
+
+def test_many_replies_to_one_call(play):
+    async def story(_sample, _server, connect):
+        client = connect()
+        await client.send(call("Count", more=True, to=2) + call("Say", text="a", more=True) + call("Count", to=2)
+                          + call("Count", more=True, to="x") + call("Count", more=True, to=14))
+        replies = [await client.reply() for _ in range(3 + 1 + 1 + 1 + 14)]
+        assert replies[:4] == [{"parameters": {"number": 0}, "continues": True},
+                               {"parameters": {"number": 1}, "continues": True},
+                               {"parameters": {"number": 2}}, {"parameters": {"text": "a"}}]
+        assert replies[4]["error"] == "org.varlink.service.ExpectedMore"
+        assert replies[5]["error"] == "org.varlink.service.InvalidParameter"
+        assert replies[-1] == {"error": "org.example.Sample.Failed",
+                               "parameters": {"why": "ZeroDivisionError: of ours"}}
+    play(story)
+
+
+def test_who_goes_while_nothing_is_said_is_noticed(play):
+    async def story(sample, server, connect):
+        client = connect()
+        await client.send(call("Count", more=True, to=-1))
+        assert (await client.reply())["continues"]
+        client.socket.shutdown(socket.SHUT_RDWR)
+        while server.connections:  # play's own time is the deadline
+            await asyncio.sleep(0.01)
+        assert sample.done == ["counted"]
     play(story)

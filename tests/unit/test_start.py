@@ -26,10 +26,12 @@ from vemgr.core.lifecycle import State
 from vemgr.core.networks import NetworkConfig
 from vemgr.kernel.veth import loopback_messages
 from vemgr.runtime import stopping
+from vemgr.runtime.counters import Counters
 from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
+from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
@@ -47,6 +49,8 @@ OS_STEPS = ("tree.create", "tree.open", "devices.attach")
 
 class FakeTree:
     """The VEs' cgroups as a set of names."""
+
+    base = "/nowhere"
 
     def __init__(self, world):
         self.create, self.open, self.remove, self._world = world.create, world.open, world.remove, world
@@ -82,7 +86,7 @@ class World:
             networking=Networking(config), logs=Logs(f"{directory}/run"),
             filters=SimpleNamespace(fd=lambda _allow: -1), images=Images(f"{directory}/state/ve"),
             promises=Promises(config.scheduler, 4000, 8 << 30),
-            helpers=Helpers(f"{directory}/run"))
+            helpers=Helpers(f"{directory}/run"), journal=Journal(), counters=Counters(Journal()))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
                              ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from vemgr.core.errors import PermissionDenied, Unreachable, VemgrError
@@ -95,6 +96,26 @@ class Client:
         if received:
             answer["descriptors"] = received
         return answer
+
+    def stream(self, method: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The parameters of each reply to a call that takes many (varlink's "more"), as they come."""
+        call = {"method": f"{INTERFACE}.{method}", "parameters": parameters, "more": True}
+        data = bytearray()
+        try:
+            self._socket.sendall(json.dumps(call).encode() + b"\0")
+            while True:
+                while (end := data.find(0)) < 0:
+                    chunk = self._socket.recv(65536)
+                    if not chunk:
+                        raise ConnectionResetError(104, ENDED)
+                    data += chunk
+                reply = bytes(data[:end])
+                del data[: end + 1]
+                yield result_of(reply)
+                if not json.loads(reply).get("continues"):
+                    return
+        except OSError as error:
+            raise lost(str(error.strerror)) from error
 
     def _receive(self) -> tuple[bytes, list[int]]:
         data = bytearray()

@@ -4,9 +4,17 @@
 
 # No `from __future__ import annotations`: asyncvarlink reads the annotations as types, not as text.
 
+from collections.abc import AsyncIterator
 from typing import Any, Protocol, TypedDict
 
-from asyncvarlink import FileDescriptor, TypedVarlinkErrorReply, VarlinkErrorReply, VarlinkInterface, varlinkmethod
+from asyncvarlink import (
+    FileDescriptor,
+    TypedVarlinkErrorReply,
+    VarlinkErrorReply,
+    VarlinkInterface,
+    varlinkmethod,
+)
+from asyncvarlink.interface import AnnotatedResult
 
 from vemgr.core import errors
 from vemgr.core.errors import VemgrError
@@ -138,6 +146,19 @@ class Explanation(TypedDict):
     knobs: list[Knob]
 
 
+class EventInfo(TypedDict):
+    number: int
+    time: float
+    kind: str
+    ve: str
+    detail: str
+    count: int
+
+
+class Events(TypedDict):
+    events: list[EventInfo]
+
+
 class Command(TypedDict):
     argv: list[str]
     env: dict[str, str]
@@ -188,6 +209,7 @@ class Service(Protocol):
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]: ...
     async def remove_template(self, name: str) -> None: ...
     async def refresh_host_template(self) -> None: ...
+    def events(self, name: str, since: float, follow: bool) -> AsyncIterator[list[dict[str, Any]]]: ...
     async def host(self) -> dict[str, Any]: ...
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
@@ -378,6 +400,17 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     async def RefreshHostTemplate(self) -> None:
         """Make the built-in template anew, after the host's packages have changed."""
         await self._service.refresh_host_template()
+
+    @varlinkmethod(delay_generator=False, return_type=Events)
+    async def WatchEvents(self, *, name: str | None = None, since: float | None = None,
+                          follow: bool | None = None) -> AsyncIterator[AnnotatedResult]:
+        """What has happened, to one VE if `name` is given, since a Unix time; with follow also what will happen, as
+        soon as it does. Kinds: created, started, stopped, crashed, rebooted, suspended, resumed, set, destroyed; from
+        the kernel's counters oom, oom-kill, memory-high, memory-max, pids-max, where count says how often since the
+        last such event; and gap: this reader was too slow, and count events are left out."""
+        async for events in self._service.events(name or "", since or 0.0, bool(follow)):
+            yield AnnotatedResult({"events": events}, continues=True)
+        yield AnnotatedResult({"events": []})
 
     @varlinkmethod
     async def GetHost(self) -> HostInfo:

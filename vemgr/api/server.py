@@ -5,18 +5,20 @@ asyncvarlink describes an interface and converts its types; what goes over the s
 20 turns of the event loop for a call and its connection, more than all else the daemon does for a start; lets one
 client wait in its queue, not 128; and stops for good when it is short of descriptors once.
 
-Methods of more than one reply are not served: the interface has none.
+Of many replies to one call the next is made when the last has been sent: nothing is kept for a slow reader.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from asyncvarlink import (
     FileDescriptorArray,
@@ -26,7 +28,8 @@ from asyncvarlink import (
     VarlinkMethodReply,
 )
 from asyncvarlink.conversion import ConversionError, FileDescriptorVarlinkType
-from asyncvarlink.serviceerrors import InvalidParameter
+from asyncvarlink.interface import VarlinkMethodSignature
+from asyncvarlink.serviceerrors import ExpectedMore, InvalidParameter
 
 from vemgr.core.errors import SystemFailure
 
@@ -94,6 +97,7 @@ class Connection:
         self._descriptors: list[int] = []  # that have come with it
         self._damaged = False
         self._work: asyncio.Task[None] | None = None
+        self._streaming = False  # replies to a call go out until there are no more, or nobody listens
         self._reading = True
         self._loop.add_reader(self._fd, self._read)
 
@@ -101,6 +105,8 @@ class Connection:
         if self._work is not None:  # few clients say more before they have a reply, so only now do we stop to listen
             self._loop.remove_reader(self._fd)
             self._reading = False
+            if self._streaming and self._gone():
+                self._work.cancel()
             return
         try:
             # Descriptors belong to the message that they come with: nothing may be read beyond its end.
@@ -123,6 +129,12 @@ class Connection:
         elif data.endswith(b"\0"):
             self._work = self._loop.create_task(self._serve())
 
+    def _gone(self) -> bool:
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
     async def _serve(self) -> None:
         """Answer the call that has come."""
         received = FileDescriptorArray(self, self._descriptors)
@@ -130,9 +142,15 @@ class Connection:
         try:
             with FileDescriptorArray.new_managed() as returned:
                 call = _parse(self._message)
+                if call.more and self._has_many(call):
+                    await self._stream(call, received)
+                    return
                 reply = await self._reply(call, received, returned)
                 if not call.oneway:
-                    await self._send(_encode(reply.tojson()).encode() + b"\0", [fd.fileno() for fd in returned])
+                    await self._send(_encoded(reply), [fd.fileno() for fd in returned])
+        except asyncio.CancelledError:  # `_read` has seen that nobody listens any more
+            self._close()
+            raise
         except (OSError, _NoCallError) as error:
             log.debug("a connection is given up: %s", error)
             self._close()
@@ -147,14 +165,9 @@ class Connection:
                      returned: FileDescriptorArray) -> VarlinkMethodReply:
         try:
             method, signature = self._server.registry.lookup_method(call)
-            if self._damaged:
-                raise SystemFailure("not all descriptors could be received", errno=errno.EMFILE,
-                                    remedy="pass fewer, or raise LimitNOFILE of vemgr.service")
-            try:
-                parameters = signature.parameter_type.fromjson(call.parameters, {FileDescriptorVarlinkType: received})
-            except ConversionError as error:
-                raise InvalidParameter(parameter=".".join(map(str, error.location))) from error
-            result = method(**parameters)
+            if signature.more:
+                raise ExpectedMore
+            result = method(**self._parameters(call, signature, received))
             if signature.asynchronous:
                 result = await result
             values = result.parameters
@@ -165,6 +178,44 @@ class Connection:
             return error.toreply()
         except Exception as error:
             return self._server.failure(error).toreply()
+
+    def _parameters(self, call: VarlinkMethodCall, signature: VarlinkMethodSignature,
+                    received: FileDescriptorArray) -> dict[str, Any]:
+        if self._damaged:
+            raise SystemFailure("not all descriptors could be received", errno=errno.EMFILE,
+                                remedy="pass fewer, or raise LimitNOFILE of vemgr.service")
+        try:
+            found: dict[str, Any] = signature.parameter_type.fromjson(
+                call.parameters, {FileDescriptorVarlinkType: received})
+        except ConversionError as error:
+            raise InvalidParameter(parameter=".".join(map(str, error.location))) from error
+        return found
+
+    def _has_many(self, call: VarlinkMethodCall) -> bool:
+        try:
+            return self._server.registry.lookup_method(call)[1].more
+        except VarlinkErrorReply:
+            return False
+
+    async def _stream(self, call: VarlinkMethodCall, received: FileDescriptorArray) -> None:
+        """Answer with the replies that the method yields, none of which has descriptors. Raises `OSError`."""
+        method, signature = self._server.registry.lookup_method(call)
+        self._streaming = True
+        try:
+            if not self._reading and self._gone():  # seen before there was anything to give up
+                raise ConnectionResetError
+            async with contextlib.aclosing(method(**self._parameters(call, signature, received))) as results:
+                async for result in results:
+                    reply = VarlinkMethodReply(result.parameters, continues=result.continues)
+                    await self._send(_encoded(reply), [])
+        except OSError:
+            raise
+        except VarlinkErrorReply as error:
+            await self._send(_encoded(error.toreply()), [])
+        except Exception as error:
+            await self._send(_encoded(self._server.failure(error).toreply()), [])
+        finally:
+            self._streaming = False
 
     async def _send(self, data: bytes, fds: list[int]) -> None:
         """Raises `OSError` when the client has gone."""
@@ -209,6 +260,10 @@ class Connection:
 
 class _NoCallError(Exception):
     """What has come is no varlink call."""
+
+
+def _encoded(reply: VarlinkMethodReply) -> bytes:
+    return _encode(reply.tojson()).encode() + b"\0"
 
 
 def _parse(message: bytearray) -> VarlinkMethodCall:

@@ -29,11 +29,13 @@ from vemgr.kernel.devices import DevicePolicy
 from vemgr.kernel.durable import remove_unfinished
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
+from vemgr.runtime.counters import Counters
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
+from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
@@ -112,6 +114,8 @@ class Daemon:
             await self._launcher.shutdown()
             parts.tree.destroy()
         self._launcher.close()
+        parts.counters.close()
+        parts.journal.flush()
         parts.networking.close()
         os.close(lock)
 
@@ -229,12 +233,14 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
                           remedy="mount cgroup2 on /sys/fs/cgroup") from error
     data = f"{config.state_dir}/ve"
     store = Store(data)
+    journal = Journal(config.run_dir)
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         images=Images(data), promises=Promises(config.scheduler, *host_resources()),
         limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), helpers=Helpers(config.run_dir), imports=started_pool(_IMPORTS, "import"),
+        journal=journal, counters=Counters(journal),
         purges=started_pool(_PURGES, "purge"),
     )
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -166,6 +166,10 @@ class DaemonService:
         await self._manager.refresh_host_template()
 
     # the host
+
+    async def events(self, name: str, since: float, follow: bool) -> AsyncIterator[list[dict[str, Any]]]:
+        async for events in self._parts.journal.read(name, since, follow=follow):
+            yield [asdict(event) for event in events]
 
     async def host(self) -> dict[str, Any]:
         await self._parts.networking.choose()

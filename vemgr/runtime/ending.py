@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from vemgr.core.errors import CannotStop, SystemFailure, TemplateNotFound, TemplateUnusable, VemgrError
+from vemgr.core.events import Kind
 from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
 from vemgr.runtime.addressing import Addressing
@@ -73,6 +74,7 @@ class Ender:
         finally:
             instance.stopping = False
         log.info("VE %s stopped: %s", instance.name, step)
+        self._parts.journal.add(Kind.STOPPED, instance.name, step)
         return step
 
     async def _end(self, instance: Instance, timeout: float) -> str:
@@ -117,6 +119,7 @@ class Ender:
         """After the end of init. The kernel takes the link down together with the VE's network namespace."""
         try:
             await self._parts.helpers.end(instance.name)
+            self._parts.counters.end(instance.name)
             await self._starter.remove_cgroup(instance.name)
         finally:
             self._parts.networking.released(instance.name)
@@ -131,6 +134,7 @@ class Ender:
         self._launcher.forget(instance.name)
         self._parts.logs.remove(instance.name)
         log.info("VE %s destroyed", instance.name)
+        self._parts.journal.add(Kind.DESTROYED, instance.name)
         return gone
 
     async def purge(self, gone: str) -> None:
@@ -197,6 +201,7 @@ class Ender:
             log.info("VE %s ended by itself: %s", instance.name, instance.last_exit)
             await self._tidy(instance)
             status = child.status or 0
+            self._parts.journal.add(kind_of_exit(status), instance.name, instance.last_exit)
             instance.restarting = os.WIFSIGNALED(status) and os.WTERMSIG(status) == REBOOT
         if instance.definition.ephemeral:
             await self.discard(instance.name)
@@ -262,6 +267,7 @@ class Ender:
                 async with instance.lock:
                     if instance.running:
                         await self._tidy(instance)
+                        self._parts.journal.add(Kind.CRASHED, instance.name, instance.last_exit)
             if instance.definition.ephemeral:
                 await self.discard(instance.name)
 
@@ -269,6 +275,13 @@ class Ender:
 def _cannot_ask(instance: Instance, error: OSError) -> SystemFailure:
     return SystemFailure(f"VE {instance.name} cannot be asked to end: {error.strerror}", remedy="--kill does not ask",
                          ve=instance.name, errno=error.errno)
+
+
+def kind_of_exit(status: int) -> Kind:
+    """Of an init that has ended by itself."""
+    if os.WIFSIGNALED(status):
+        return {int(REBOOT): Kind.REBOOTED, int(signal.SIGINT): Kind.STOPPED}.get(os.WTERMSIG(status), Kind.CRASHED)
+    return Kind.STOPPED if status == 0 else Kind.CRASHED
 
 
 def describe_exit(status: int) -> str:

@@ -16,10 +16,12 @@ from vemgr.core.host import HostConfig
 from vemgr.core.lifecycle import State, Verb
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
+from vemgr.runtime.counters import Counters
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
+from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.networking import Networking
@@ -70,6 +72,8 @@ class Parts:
     promises: Promises
     helpers: Helpers
     hooks: Hooks
+    journal: Journal
+    counters: Counters
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

@@ -18,6 +18,7 @@ from typing import Any
 
 from vemgr.core.config import DEFAULTS, Definition, changed, check_name, parse_settings, show_settings
 from vemgr.core.errors import ConsoleInUse, Locked, NoTemplate, NotReady, SystemFailure, VEExists, VemgrError
+from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
@@ -113,6 +114,7 @@ class Manager:
                 self.instances.forget(instance)
                 raise
         log.info("VE %s created from template %s", name, template)
+        self._parts.journal.add(Kind.CREATED, name, f"from template {template}")
 
     def _taken_ids(self) -> list[int]:
         return [instance.definition.id_base for instance in self.instances]
@@ -169,12 +171,14 @@ class Manager:
                 raise SystemFailure(f"VE {name} does not freeze: a process of it is in an uninterruptible call",
                                     ve=name)
             instance.state = after
+            self._parts.journal.add(Kind.SUSPENDED, name)
 
     async def resume(self, name: str) -> None:
         async with self.instances.held(name, Verb.RESUME) as instance:
             after = check(name, instance.state, Verb.RESUME)
             await stopping.freeze(self._parts.tree, name, False)
             instance.state = after
+            self._parts.journal.add(Kind.RESUMED, name)
 
     async def set(self, name: str, texts: Mapping[str, str]) -> list[str]:
         """Change settings, live where the VE runs; returns the keys that wait for the next start."""
@@ -202,6 +206,7 @@ class Manager:
                 except BaseException:
                     instance.definition = before
                     raise
+            self._parts.journal.add(Kind.SET, name, ", ".join(setting.key for setting in differing))
             return [setting.key for setting in differing if instance.running and not setting.live]
 
     async def _resize(self, before: Definition, after: Definition) -> None:

@@ -67,6 +67,7 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
         return  # its cgroup is cleaned with the others that nobody owns
     instance.began(child.pid, ready=child.ready)
     parts.limits.settle(name)
+    parts.counters.begin(name, f"{parts.tree.base}/{name}", adopted=True)
     parts.promises.adopt(name, instance.definition.settings)
     with contextlib.suppress(OSError):
         # What was asked for, not what has come of it: a daemon may have died between the two.

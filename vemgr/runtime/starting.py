@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, TemplateNotFound, VemgrError
+from vemgr.core.events import Kind
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.plan import Bind, Plan
 from vemgr.kernel.netlink import batch
@@ -96,6 +97,8 @@ class Starter:
             disk.handed_over()
         instance.began(child.pid, ready=child.ready)
         log.info("VE %s started, process %d", definition.name, child.pid)
+        parts.journal.add(Kind.STARTED, definition.name, f"process {child.pid}")
+        parts.counters.begin(definition.name, f"{parts.tree.base}/{definition.name}")
         if not definition.started:
             instance.definition = replace(definition, started=True)
             parts.store.mark_started(definition.name)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`vemgr events`: what has happened to VEs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+import click
+
+from vemgr.api.location import DEFAULT_PATH
+from vemgr.cli import completion, connection
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _since(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    """How long ago, or a time of this host's zone; as Unix time."""
+    if not text:
+        return 0.0
+    ago = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if ago:
+        return time.time() - int(ago[1]) * _UNITS[ago[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter("say 90s, 10m, 2h, 1d, or a time such as '2026-11-22 21:00'") from None
+
+
+@click.command()
+@click.argument("name", required=False, default="", shell_complete=completion.ves())
+@click.option("-f", "--follow", is_flag=True, help="Go on as more happens.")
+@click.option("--since", callback=_since, default="", metavar="TIME",
+              help="10m, 2h, 1d, or a time; all by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+@click.pass_context
+def events(context: click.Context, name: str, follow: bool, since: float, as_json: bool) -> None:
+    """What has happened to VEs: starts and ends, limits that were hit."""
+    client = connection.connect(context.find_object(str) or DEFAULT_PATH)
+    wanted = {"name": name, "since": since, "follow": follow}
+    for reply in client.stream("WatchEvents", wanted):
+        for event in reply["events"]:
+            click.echo(json.dumps(event, sort_keys=True) if as_json else _line(event))
+        sys.stdout.flush()
+
+
+def _line(event: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M:%S")
+    times = f" x{event['count']}" if event["count"] > 1 else ""
+    return f"{when}  {event['ve'] or '-'}  {event['kind']}{times}  {event['detail']}".rstrip()
