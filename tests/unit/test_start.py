@@ -253,7 +253,7 @@ def test_a_hook_runs_after_the_promise_and_loses_it_when_it_fails(world, manager
 def test_a_new_daemon_knows_what_was_promised(world, manager):
     create(manager, **{"cpu-guarantee": "3"})
     world.parts.limits.settle = lambda _ve: None
-    world.parts.tree = {"web1": SimpleNamespace(freeze=False)}
+    world.parts.tree = type("Tree", (dict,), {"base": "/nowhere"})(web1=SimpleNamespace(freeze=False))
 
     async def adopted():
         adopt(manager, world.parts, "web1", Child("init", "web1", 4711, 1, None))
