@@ -151,6 +151,7 @@ def test_what_the_kernel_counts_becomes_events(tmp_path, quick):
     async def story():
         found = Journal()
         watched = Counters(found)
+        watched.open()
         write(ve, pids=2)  # before it was watched
         watched.begin("web1", str(ve))
         await until(lambda: found._ring.last == 1)
@@ -173,6 +174,7 @@ def test_a_flood_is_a_few_events(tmp_path, quick):
     async def story():
         found = Journal()
         watched = Counters(found)
+        watched.open()
         write(ve)
         watched.begin("web1", str(ve))
         await until(lambda: watched._watches)
@@ -195,6 +197,7 @@ def test_an_adopted_ve_is_not_told_anew_and_no_controller_is_no_error(tmp_path, 
     async def story():
         found = Journal()
         watched = Counters(found)
+        watched.open()
         write(tmp_path / "old", pids=5)
         (tmp_path / "bare").mkdir()
         watched.begin("old", str(tmp_path / "old"), adopted=True)

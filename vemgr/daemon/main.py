@@ -90,6 +90,7 @@ class Daemon:
         parts = join(config, self._keeper_pid)
         await parts.helpers.wait_for_earlier()
         manager = self._manager = Manager(parts, self._launcher)
+        parts.counters.open()
         load_definitions(manager, parts)
         await reconcile(manager, parts, children)
         for child in self._early:

@@ -32,6 +32,15 @@ class Counters:
         self._watches: dict[int, str] = {}
         self._numbers: dict[str, list[int]] = {}  # of a VE's watches
 
+    def open(self) -> None:
+        """Once, when the daemon comes up, so that no start pays for it. Without, limits are told when a VE ends."""
+        try:
+            self._inotify = Inotify()
+        except OSError as error:
+            log.warning("limits that VEs hit are told when they end: %s", error.strerror)
+        else:
+            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_change)
+
     def begin(self, ve: str, directory: str, *, adopted: bool = False) -> None:
         """A VE runs, in the cgroup `directory`. `adopted`: an earlier daemon has told what was counted so far."""
         self._directories[ve] = directory
@@ -68,10 +77,9 @@ class Counters:
                 self._look(ve)
 
     def _watch(self, ve: str, path: str) -> None:
+        if self._inotify is None:
+            return
         try:
-            if self._inotify is None:
-                self._inotify = Inotify()
-                asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_change)
             number = self._inotify.add(path)
             self._watches[number] = ve
             self._numbers.setdefault(ve, []).append(number)
