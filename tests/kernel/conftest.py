@@ -23,6 +23,7 @@ import sys
 import tempfile
 import termios
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,25 @@ def is_alive(pid):
 
 def lines_of(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.splitlines()
+
+
+def _differing(before, after):
+    """What has gone and what has come, where it can be told: pytest cuts long lists short."""
+    if isinstance(before, list):
+        gone, come = Counter(before), Counter(after)
+        return {"gone": [*(gone - come).elements()], "come": [*(come - gone).elements()]}
+    return before, after
+
+
+def _connected_to(path):
+    """How many connections to a listener at `path` this process holds."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(fd))) as ours:
+                    count += ours.family == socket.AF_UNIX and str(ours.getpeername()).startswith(path)
+    return count
 
 
 class Instance:
@@ -205,33 +225,41 @@ class Instance:
         wanted = [ve for ve in self.json("list") if ve["state"] != "stopped" and ve["address"]]
         eventually(lambda: len([link for link in self.links() if link.startswith("ve")]) == len(wanted),
                    lambda: f"links {self.links()} of {wanted}", timeout=30.0)
-        self._await_closed_connection()
+        # Before the look at the daemon: each of them is a connection to it.
+        daemon, keeper = self.daemon_pid(), self.keeper_pid()
+        self._await_rest(daemon)
         with open("/proc/self/mountinfo") as file:
             mounts = sorted(line.split(" - ")[0].split(maxsplit=2)[2] for line in file)
         return {
             "mounts": [mount for mount in mounts if self.netns in mount or str(self.base) in mount],
             "cgroups": self.cgroups(), "links": self.links(), "rules": self.ruleset(), "files": self.files(),
-            "daemon": self.descriptors(self.daemon_pid()), "keeper": self.descriptors(self.keeper_pid()),
+            "daemon": self.descriptors(daemon), "keeper": self.descriptors(keeper),
         }
 
-    def _await_closed_connection(self):
-        """The daemon closes its end of the question above a moment after we have the answer."""
-        seen = []
+    def _await_rest(self, daemon):
+        """A daemon that gets no CPU still holds connections that their clients have closed, and removes what earlier
+        tests have destroyed: a picture taken before that has more in it than any later one."""
+        path = f"{self.run}/vemgr.sock"
 
-        def same_twice():
-            seen.append(self.descriptors(self.daemon_pid()))
-            time.sleep(0.05)
-            return seen[-1] == self.descriptors(self.daemon_pid()) and len(seen) > 1 and seen[-1] == seen[-2]
+        def connections():
+            # The daemon's end of a connection belongs to the network namespace of the client.
+            found = {line for who in ("self", daemon) for line in Path(f"/proc/{who}/net/unix").read_text().splitlines()
+                     if f" {path}" in line}
+            return [line for line in found if line.split()[5] != "01"]  # 01: nobody is connected, as with a listener
 
-        eventually(same_twice, "the daemon's descriptors keep changing")
+        def removals():
+            return [entry for entry in os.listdir(self.state / "ve") if entry.endswith(".removed")]
+
+        eventually(lambda: len(connections()) <= _connected_to(path) and not removals(),
+                   lambda: (connections(), removals()), timeout=60.0)
 
     def assert_traces(self, before):
         """Nothing but what was there `before`."""
         def difference():
             after = self.traces()
-            return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+            return {key: _differing(before[key], after[key]) for key in before if before[key] != after[key]}
 
-        eventually(lambda: not difference(), difference)
+        eventually(lambda: not difference(), difference, timeout=30.0)
 
     def close(self):
         """Shut down, and see that nothing is left."""
