@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.kernel.conftest import eventually
-from tests.kernel.test_files import helpers
+from tests.kernel.test_files import jobs
 
 FILL = """
 mkdir -p /x/y; echo 1 > /x/f; ln /x/f /x/y/g; chown 7:8 /x/f; chmod 4751 /x/f; rm /etc/group; rm -r /usr; mkdir /usr
@@ -135,14 +135,14 @@ def test_given_up(vemgr, filled, verb, what):
             file.write(os.urandom(1 << 20))
     before = vemgr.files()
     client = vemgr.popen(*(word.format(filled) for word in verb))
-    eventually(lambda: any(".half.partial" in directory for directory in vemgr.files()) and helpers(vemgr), "it begins")
+    eventually(lambda: any(".half.partial" in directory for directory in vemgr.files()) and jobs(vemgr), "it begins")
     if what == "client":
         client.kill()
     else:
         vemgr.kill(vemgr.daemon_pid())
     client.communicate(timeout=20)
     vemgr("list")
-    eventually(lambda: not helpers(vemgr), "its process stays")
+    eventually(lambda: not jobs(vemgr), "its process stays")
     eventually(lambda: vemgr.files() == before, lambda: (before, vemgr.files()))
     assert vemgr.state_of("half") is None
     deadline = time.monotonic() + 20

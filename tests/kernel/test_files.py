@@ -286,11 +286,11 @@ def test_a_client_that_gives_up(vemgr, subject, tmp_path):
             client = vemgr.popen(*arguments, stdin=subprocess.PIPE, text=False)
             client.stdin.write(bytes(50_000) if "-r" not in arguments else archive_of("name", 40_000))
             client.stdin.flush()
-            eventually(lambda: helpers(vemgr), "somebody works on it")
+            eventually(lambda: jobs(vemgr), "somebody works on it")
             client.send_signal(how)
             client.communicate(timeout=20)  # closes the pipe, maybe before the client is dead
             assert client.returncode == -how
-            eventually(lambda: not helpers(vemgr), "its process stays")
+            eventually(lambda: not jobs(vemgr), "its process stays")
     assert "half" not in seen(vemgr, subject, "ls -A /root") and ".vemgr" not in seen(vemgr, subject, "ls -A /root")
     if vemgr.state_of(subject) == "running":
         vemgr.assert_traces(before)
@@ -300,19 +300,19 @@ def test_a_daemon_that_dies(vemgr, subject):
     client = vemgr.popen("push", "-r", "-", f"{subject}:/root/half", stdin=subprocess.PIPE, text=False)
     client.stdin.write(archive_of("name", 100_000)[:50_000])
     client.stdin.flush()
-    eventually(lambda: helpers(vemgr), "somebody works on it")
+    eventually(lambda: jobs(vemgr), "somebody works on it")
     vemgr.kill(vemgr.daemon_pid())
     with contextlib.suppress(BrokenPipeError):
         client.communicate(timeout=20)
     assert client.returncode == 3
     vemgr("list")
-    assert not helpers(vemgr)
+    assert not jobs(vemgr)
     assert seen(vemgr, subject, "ls -A /root") == "file\n"
 
 
 def test_a_ve_that_ends_meanwhile(vemgr, running):
     client = vemgr.popen("push", "-", f"{running}:/root/half", stdin=subprocess.PIPE)
-    eventually(lambda: helpers(vemgr), "somebody works on it")
+    eventually(lambda: jobs(vemgr), "somebody works on it")
     vemgr("stop", "--kill", running)
     _, said = client.communicate(timeout=20)
     assert client.returncode == 3 and "the VE has ended meanwhile" in said
@@ -320,7 +320,7 @@ def test_a_ve_that_ends_meanwhile(vemgr, running):
     assert vemgr("exec", running, "--", "ls", "-A", "/root").stdout == ""
 
 
-def helpers(vemgr):
+def jobs(vemgr):
     """Processes that work on files for this daemon."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):

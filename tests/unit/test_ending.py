@@ -19,7 +19,7 @@ from vemgr.kernel import durable
 from vemgr.runtime import ending, stopping, subids
 from vemgr.runtime.counters import Counters
 from vemgr.runtime.ending import REBOOT, Ender, describe_exit
-from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.instances import Instances, TemplateVerbs
 from vemgr.runtime.journal import Journal
@@ -40,7 +40,7 @@ class World:
         self.instance = self.instances.admit(Definition(**{**vars(DEFINITION), **definition}))
         self.instance.began(4711, ready=True)
         store = SimpleNamespace(remove=self.remove, purge=lambda path: self.step("purge") or path)
-        parts = SimpleNamespace(tree=None, helpers=Helpers("/nowhere"), store=store, purges=None,
+        parts = SimpleNamespace(tree=None, file_jobs=FileJobs("/nowhere"), store=store, purges=None,
                                 logs=SimpleNamespace(remove=lambda _name: None),
                                 networking=SimpleNamespace(released=lambda _name: None),
                                 hooks=Hooks("/nowhere", 1, SimpleNamespace(path=lambda name: f"/nowhere/{name}")),

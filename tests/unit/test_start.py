@@ -27,7 +27,7 @@ from vemgr.core.networks import NetworkConfig
 from vemgr.kernel.veth import loopback_messages
 from vemgr.runtime import stopping
 from vemgr.runtime.counters import Counters
-from vemgr.runtime.helpers import Helpers
+from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
@@ -86,7 +86,7 @@ class World:
             networking=Networking(config), logs=Logs(f"{directory}/run"),
             filters=SimpleNamespace(fd=lambda _allow: -1), images=Images(f"{directory}/state/ve"),
             promises=Promises(config.scheduler, 4000, 8 << 30),
-            helpers=Helpers(f"{directory}/run"), journal=Journal(), counters=Counters(Journal()))
+            file_jobs=FileJobs(f"{directory}/run"), journal=Journal(), counters=Counters(Journal()))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
                              ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))

@@ -30,8 +30,8 @@ from vemgr.kernel.durable import remove_unfinished
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.counters import Counters
+from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.filters import Filters
-from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
@@ -88,7 +88,7 @@ class Daemon:
         asyncio.get_running_loop().set_default_executor(started_pool(_WORKERS, "work"))
         children = await self._connect_keeper()
         parts = join(config, self._keeper_pid)
-        await parts.helpers.wait_for_earlier()
+        await parts.file_jobs.wait_for_earlier()
         manager = self._manager = Manager(parts, self._launcher)
         parts.counters.open()
         load_definitions(manager, parts)
@@ -240,7 +240,7 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         images=Images(data), promises=Promises(config.scheduler, *host_resources()),
         limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
-        filters=Filters(config.run_dir), helpers=Helpers(config.run_dir), imports=started_pool(_IMPORTS, "import"),
+        filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         journal=journal, counters=Counters(journal),
         purges=started_pool(_PURGES, "purge"),
     )

@@ -65,7 +65,7 @@ class Copies:
         count = len(template.trees) if os.path.isdir(f"{store.path(source.name)}/data/0/upper") else 0
         partial = await asyncio.to_thread(store.begin, target, count)
         try:
-            await self._parts.helpers.run(source.name, {
+            await self._parts.file_jobs.run(source.name, {
                 "do": "clone", "what": f"clone VE {source.name}", "count": count, "hold": hold,
                 "data": f"{store.path(source.name)}/data", "id-base": source.id_base,
                 "target": f"{partial}/data", "target-base": target.id_base}, (hold,))
@@ -109,9 +109,9 @@ class Copies:
                     "do": "template", "what": f"make a template of VE {ve}", "name": name, "hold": hold,
                     "description": description, "templates": str(self._parts.templates.directory),
                     "trees": [asdict(tree) for tree in template.trees], "data": f"{store.path(ve)}/data",
-                    "id-base": definition.id_base, "stage": self._parts.helpers.stage}
+                    "id-base": definition.id_base, "stage": self._parts.file_jobs.stage}
                 try:
-                    await self._parts.helpers.run(ve, job, (hold,))
+                    await self._parts.file_jobs.run(ve, job, (hold,))
                 except BaseException:
                     await asyncio.to_thread(self._parts.templates.sweep_of, name)
                     raise

@@ -118,7 +118,7 @@ class Ender:
     async def _tidy(self, instance: Instance) -> None:
         """After the end of init. The kernel takes the link down together with the VE's network namespace."""
         try:
-            await self._parts.helpers.end(instance.name)
+            await self._parts.file_jobs.end(instance.name)
             self._parts.counters.end(instance.name)
             await self._starter.remove_cgroup(instance.name)
         finally:

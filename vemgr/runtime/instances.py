@@ -17,8 +17,8 @@ from vemgr.core.lifecycle import State, Verb
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.counters import Counters
+from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.filters import Filters
-from vemgr.runtime.helpers import Helpers
 from vemgr.runtime.hooks import Hooks
 from vemgr.runtime.images import Images
 from vemgr.runtime.journal import Journal
@@ -70,7 +70,7 @@ class Parts:
     filters: Filters
     images: Images
     promises: Promises
-    helpers: Helpers
+    file_jobs: FileJobs
     hooks: Hooks
     journal: Journal
     counters: Counters

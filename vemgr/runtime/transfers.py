@@ -32,7 +32,7 @@ class Transfers:
         direction = "into" if verb == Verb.PUSH else "out of"
         job = {**job, "do": str(verb), "path": path, "what": f"copy {direction} VE {name}"}
         async with self._opened(name, verb) as (where, more):
-            return await self._parts.helpers.run(name, {**job, **where}, (*fds, *more))
+            return await self._parts.file_jobs.run(name, {**job, **where}, (*fds, *more))
 
     @contextlib.asynccontextmanager
     async def _opened(self, name: str, verb: Verb) -> AsyncIterator[tuple[dict[str, Any], tuple[int, ...]]]:
@@ -56,7 +56,7 @@ class Transfers:
                 disk = await self._starter.storage(definition, len(template.trees), undo)
                 data = disk.source if disk is not None else f"{self._parts.store.path(name)}/data"
                 yield {"trees": [asdict(tree) for tree in template.trees], "data": data, "disk": disk is not None,
-                       "id-base": definition.id_base, "stage": self._parts.helpers.stage}, ()
+                       "id-base": definition.id_base, "stage": self._parts.file_jobs.stage}, ()
                 undo.pop_all()
             if disk is not None:
                 disk.handed_over()

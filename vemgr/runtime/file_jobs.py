@@ -31,7 +31,7 @@ _KEPT = ("PATH", "PYTHONPATH", "LANG")  # of the environment: it becomes a proce
 _CLASSES = {kind.__name__: kind for kind in errors.all_errors()}
 
 
-class Helpers:
+class FileJobs:
     def __init__(self, run_dir: str) -> None:
         self.stage = f"{run_dir}/stage"
         self._lock_path = f"{run_dir}/files.lock"
