@@ -58,6 +58,7 @@ def test_clone(vemgr, filled):
     vemgr.assert_traces(before)
     vemgr("clone", filled, "twin")
     mine, theirs = vemgr.show(filled), vemgr.show("twin")
+    assert vemgr.out("events", "twin").splitlines()[-1].endswith(f"created  cloned from {filled}")
     assert theirs["settings"]["description"] == "text" and theirs["settings"]["publish"] == ""
     assert theirs["hostname"] == "twin" and theirs["idBase"] not in (0, base)
     assert {link["address"] for link in theirs["network"]}.isdisjoint(link["address"] for link in mine["network"])
@@ -83,6 +84,8 @@ def test_rename(vemgr, filled):
     after = vemgr.show("renamed")
     assert {key: after[key] for key in ("idBase", "settings", "network", "created")} == {
         key: before[key] for key in ("idBase", "settings", "network", "created")}
+    assert vemgr.out("events", filled).endswith("renamed  to renamed\n")
+    assert vemgr.out("events", "renamed").endswith(f"renamed  from {filled}\n")
     assert vemgr.state_of(filled) is None and not (vemgr.state / "ve" / filled).exists()
     assert look(vemgr, "renamed") == seen
     vemgr("set", "renamed", "--hostname", "default")

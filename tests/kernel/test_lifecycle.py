@@ -392,6 +392,7 @@ def test_start_waits_for_what_init_says(vemgr, notifier):
     assert "running (coming up)" in vemgr.out("show", name)
     vemgr("exec", name, "--", "touch", "/go")
     assert starting.communicate(timeout=20)[1] == "" and starting.returncode == 0 and vemgr.show(name)["ready"]
+    assert vemgr.out("events", name).endswith("ready\n")
     vemgr("stop", "--kill", name)
     assert not vemgr.show(name)["ready"]
     for made in ("said", "go"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from vemgr.core.config import Definition, Settings, check_name
 from vemgr.core.errors import VEExists
+from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template, check_template_name
 from vemgr.core.lifecycle import Verb, check
@@ -59,6 +60,7 @@ class Copies:
                     self._instances.forget(target)
                     raise
         log.info("VE %s cloned from %s", new, name)
+        self._parts.journal.add(Kind.CREATED, new, f"cloned from {name}")
 
     async def _copy(self, source: Definition, target: Definition, template: Template, hold: int) -> None:
         store = self._parts.store
@@ -94,6 +96,8 @@ class Copies:
                 self._launcher.forget(name)
                 self._parts.logs.rename(name, new)
         log.info("VE %s is now %s", name, new)
+        self._parts.journal.add(Kind.RENAMED, name, f"to {new}")
+        self._parts.journal.add(Kind.RENAMED, new, f"from {name}")
 
     async def template(self, name: str, ve: str, description: str, hold: int) -> None:
         """Make a template of a stopped VE's data and what is below them."""

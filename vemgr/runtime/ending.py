@@ -161,6 +161,7 @@ class Ender:
         instance = self._instances.find(child.ve)
         if instance is not None and child.kind == "init" and instance.pid in (0, child.pid):
             instance.up.set()
+            self._parts.journal.add(Kind.READY, child.ve)
 
     def _note_end(self, instance: Instance, child: Child) -> None:
         instance.last_exit = describe_exit(child.status or 0)
