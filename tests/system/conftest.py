@@ -223,7 +223,14 @@ def descriptors_of(pid):
 @pytest.fixture
 def traces(vemgr):
     base = vemgr.host()["cgroup"]
-    return lambda: traces_of(base)
+
+    def picture():
+        # A daemon that has come up a moment ago looks through the host's /usr, directory by directory.
+        until(lambda: not any(name.startswith("/usr") for name in descriptors_of(main_pid("vemgr"))), 120,
+              "the daemon has looked through /usr")
+        return traces_of(base)
+
+    return picture
 
 
 _figures = []
