@@ -238,7 +238,8 @@ class Instance:
 
     def _await_rest(self, daemon):
         """A daemon that gets no CPU still holds connections that their clients have closed, and removes what earlier
-        tests have destroyed: a picture taken before that has more in it than any later one."""
+        tests have destroyed; and a new one looks through the host's /usr. A picture taken before all that has ended
+        has more in it than any later one."""
         path = f"{self.run}/vemgr.sock"
 
         def connections():
@@ -250,8 +251,11 @@ class Instance:
         def removals():
             return [entry for entry in os.listdir(self.state / "ve") if entry.endswith(".removed")]
 
-        eventually(lambda: len(connections()) <= _connected_to(path) and not removals(),
-                   lambda: (connections(), removals()), timeout=60.0)
+        def looks():
+            return [name for name in self.descriptors(daemon) if name.startswith("/usr")]
+
+        eventually(lambda: len(connections()) <= _connected_to(path) and not removals() and not looks(),
+                   lambda: (connections(), removals(), looks()), timeout=60.0)
 
     def assert_traces(self, before):
         """Nothing but what was there `before`."""

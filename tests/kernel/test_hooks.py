@@ -2,6 +2,7 @@
 """Hooks at the turns of a VE's life, and what their failures do to it."""
 
 import os
+import shutil
 
 import pytest
 
@@ -32,7 +33,8 @@ def stage(fresh, tmp_path):
             self.log.unlink(missing_ok=True)
             return lines
 
-    return Hooked()
+    yield Hooked()
+    shutil.rmtree(fresh.base / "hooks", ignore_errors=True)  # other tests have this vemgr too
 
 
 def test_every_turn(fresh, stage):
