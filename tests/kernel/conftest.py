@@ -228,12 +228,16 @@ class Instance:
         # Before the look at the daemon: each of them is a connection to it.
         daemon, keeper = self.daemon_pid(), self.keeper_pid()
         self._await_rest(daemon)
+        of_daemon = self.descriptors(daemon)
+        while any(name.startswith("/usr") for name in of_daemon):  # it has begun just now
+            self._await_rest(daemon)
+            of_daemon = self.descriptors(daemon)
         with open("/proc/self/mountinfo") as file:
             mounts = sorted(line.split(" - ")[0].split(maxsplit=2)[2] for line in file)
         return {
             "mounts": [mount for mount in mounts if self.netns in mount or str(self.base) in mount],
             "cgroups": self.cgroups(), "links": self.links(), "rules": self.ruleset(), "files": self.files(),
-            "daemon": self.descriptors(daemon), "keeper": self.descriptors(keeper),
+            "daemon": of_daemon, "keeper": self.descriptors(keeper),
         }
 
     def _await_rest(self, daemon):

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import socket
 import stat
@@ -146,7 +144,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _temporary(name: str) -> str:
-    return f".{name[:200]}.{secrets.token_hex(4)}"
+    return f".{name[:200]}.{os.urandom(4).hex()}"
 
 
 @contextlib.contextmanager
@@ -174,6 +172,8 @@ def _new_directory(path: str) -> Iterator[int]:
         raise BadValue("target", path, "exists already")
     directory, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(directory, _temporary(name))
+    import shutil  # noqa: PLC0415  (for this alone; not in the error path, where there may be no descriptor left)
+
     try:
         os.mkdir(temporary, 0o700)
     except OSError as error:

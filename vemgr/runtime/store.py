@@ -108,11 +108,8 @@ class Store:
     def create(self, definition: Definition) -> None:
         """Make the VE's directory with its definition, complete or not at all."""
         path = self.path(definition.name)
-        partial = f"{self.directory}/.{definition.name}.partial"
         with storage_errors(f"create VE {definition.name}"):
-            if os.path.lexists(partial):
-                remove_tree(partial)
-            os.mkdir(partial, 0o700)
+            partial = self._make_partial(definition.name)
             try:
                 replace_file(f"{partial}/config.toml", _render(definition))
                 if os.path.lexists(path):
@@ -125,14 +122,19 @@ class Store:
                     os.rmdir(partial)
                 raise
 
+    def _make_partial(self, name: str) -> str:
+        """An empty directory for what is to be a VE; what an interrupted try has left goes."""
+        partial = f"{self.directory}/.{name}.partial"
+        if os.path.lexists(partial):
+            remove_tree(partial)
+        os.mkdir(partial, 0o700)
+        return partial
+
     def begin(self, definition: Definition, count: int) -> str:
         """The directory of a VE that is made of another, with `count` trees for its writes: hidden until `finish`.
         Returns its path."""
-        partial = f"{self.directory}/.{definition.name}.partial"
         with storage_errors(f"create VE {definition.name}"):
-            if os.path.lexists(partial):
-                remove_tree(partial)
-            os.mkdir(partial, 0o700)
+            partial = self._make_partial(definition.name)
             try:
                 self._make_trees(f"{partial}/data", definition.id_base, count)
             except BaseException:
