@@ -12,10 +12,10 @@ from vemgr.core.lifecycle import State
 from vemgr.core.scheduling import parse_scheduler
 from vemgr.kernel.cgroups import VECgroup
 from vemgr.kernel.usage import cpu_ticks, memory_used
-from vemgr.runtime import accounting
-from vemgr.runtime.accounting import Accounting
 from vemgr.runtime.instances import Instance
-from vemgr.runtime.promises import Promises, host_resources
+from vemgr.runtime.scheduling import accounting
+from vemgr.runtime.scheduling.accounting import Accounting
+from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.scheduler.explain import knobs_of
 from vemgr.scheduler.shares import cpu_shares
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vemgr.core.config import parse_settings
 from vemgr.core.errors import Overcommitted
 from vemgr.core.scheduling import Policy, parse_scheduler
-from vemgr.runtime.promises import Promises
+from vemgr.runtime.scheduling.promises import Promises
 from vemgr.scheduler.admission import Capacity, Ledger, Promise, capacities, promise_of
 from vemgr.scheduler.knobs import MOST_WEIGHT
 from vemgr.scheduler.shares import cpu_shares

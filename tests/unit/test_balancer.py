@@ -9,9 +9,9 @@ import pytest
 from vemgr.core.config import parse_settings
 from vemgr.core.scheduling import parse_scheduler
 from vemgr.kernel.cgroups import CgroupTree
-from vemgr.runtime import balancer
-from vemgr.runtime.balancer import Balancer
-from vemgr.runtime.promises import Promises
+from vemgr.runtime.scheduling import balancer
+from vemgr.runtime.scheduling.balancer import Balancer
+from vemgr.runtime.scheduling.promises import Promises
 
 GIB = 1 << 30
 

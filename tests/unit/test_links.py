@@ -20,8 +20,8 @@ from vemgr.core.links import (
 )
 from vemgr.core.networks import Mode
 from vemgr.kernel.elements import own_elements, published_elements
-from vemgr.runtime.attachments import Attachment, Attachments
-from vemgr.runtime.subnets import Taken, choose_subnets, known_subnets
+from vemgr.runtime.network.attachments import Attachment, Attachments
+from vemgr.runtime.network.subnets import Taken, choose_subnets, known_subnets
 
 WEB = parse_publications("publish", "8080:80 192.0.2.1:53:53/udp [::]:443:443 [2001:db8::1]:25:2525")
 

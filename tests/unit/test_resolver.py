@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import pytest
 
-from vemgr.runtime.resolver import resolv_conf_for
+from vemgr.runtime.network.resolver import resolv_conf_for
 
 GATEWAY = "10.77.0.1"
 STUB = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example.org\n"

@@ -35,9 +35,9 @@ from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
-from vemgr.runtime.networking import Networking
-from vemgr.runtime.promises import Promises
+from vemgr.runtime.network.networking import Networking
 from vemgr.runtime.reconcile import adopt
+from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
 
 STEPS = ["limits.check", "templates.show", "networking.prepare", "networking.check_addresses", "tree.create",

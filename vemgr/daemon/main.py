@@ -40,8 +40,7 @@ from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
-from vemgr.runtime.networking import Networking
-from vemgr.runtime.promises import Promises, host_resources
+from vemgr.runtime.network.networking import Networking
 from vemgr.runtime.reconcile import (
     keep_host_template_tight,
     load_definitions,
@@ -49,6 +48,7 @@ from vemgr.runtime.reconcile import (
     start_on_boot,
     sweep,
 )
+from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.runtime.store import Store, storage_errors
 from vemgr.runtime.workers import started_pool
 from vemgr.templates.store import Templates

@@ -18,9 +18,9 @@ from vemgr.core.errors import BadValue, StillRunning
 from vemgr.core.ids import ID_COUNT
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb
-from vemgr.runtime.accounting import Accounting
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
+from vemgr.runtime.scheduling.accounting import Accounting
 from vemgr.runtime.store import storage_errors
 
 

@@ -16,9 +16,9 @@ from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template, check_template_name
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.links import Link
-from vemgr.runtime.addressing import Addressing
 from vemgr.runtime.instances import Instances, Parts
 from vemgr.runtime.launcher import Launcher
+from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.subids import foreign_ranges
 from vemgr.templates.store import utc_now

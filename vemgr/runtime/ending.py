@@ -15,10 +15,10 @@ from vemgr.core.errors import CannotStop, SystemFailure, TemplateNotFound, Templ
 from vemgr.core.events import Kind
 from vemgr.core.lifecycle import State
 from vemgr.runtime import stopping
-from vemgr.runtime.addressing import Addressing
 from vemgr.runtime.hooks import Stage
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
+from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.planning import stop_signal
 from vemgr.runtime.starting import Starter
 

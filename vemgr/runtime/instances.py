@@ -24,8 +24,8 @@ from vemgr.runtime.images import Images
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
-from vemgr.runtime.networking import Networking
-from vemgr.runtime.promises import Promises
+from vemgr.runtime.network.networking import Networking
+from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
 from vemgr.templates.store import Templates
 

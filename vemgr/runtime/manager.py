@@ -25,13 +25,13 @@ from vemgr.core.lifecycle import Verb, check
 from vemgr.core.plan import Plan
 from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import stopping
-from vemgr.runtime.addressing import Addressing
-from vemgr.runtime.balancer import Balancer
 from vemgr.runtime.copies import Copies
 from vemgr.runtime.ending import Ender
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
+from vemgr.runtime.network.addressing import Addressing
+from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subids import foreign_ranges

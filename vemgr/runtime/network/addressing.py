@@ -11,7 +11,7 @@ from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import AddressInUse
 from vemgr.core.links import Link, Publication
 from vemgr.runtime.instances import Instance, Instances, Parts
-from vemgr.runtime.subnets import Taken
+from vemgr.runtime.network.subnets import Taken
 
 
 class Addressing:

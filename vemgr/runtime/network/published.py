@@ -7,7 +7,7 @@ import socket
 
 from vemgr.core.links import Publication
 from vemgr.kernel import ports
-from vemgr.runtime.attachments import Attachment
+from vemgr.runtime.network.attachments import Attachment
 
 
 class Published:

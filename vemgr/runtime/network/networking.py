@@ -21,13 +21,13 @@ from vemgr.kernel.ruleset import Rules, Zone
 from vemgr.kernel.sysctl import has_ipv6
 from vemgr.kernel.table_watch import TableWatch
 from vemgr.kernel.veth import End, host_ifname, inside_messages, loopback_messages, port_prefix
-from vemgr.runtime.attachments import Attachment, Attachments
-from vemgr.runtime.foreign_hosts import ForeignHosts
-from vemgr.runtime.forwarding import Forwarding
-from vemgr.runtime.published import Published
-from vemgr.runtime.resolver import resolv_conf_for
+from vemgr.runtime.network.attachments import Attachment, Attachments
+from vemgr.runtime.network.foreign_hosts import ForeignHosts
+from vemgr.runtime.network.forwarding import Forwarding
+from vemgr.runtime.network.published import Published
+from vemgr.runtime.network.resolver import resolv_conf_for
+from vemgr.runtime.network.subnets import Subnets, Taken, choose_subnets, known_subnets
 from vemgr.runtime.store import storage_errors
-from vemgr.runtime.subnets import Subnets, Taken, choose_subnets, known_subnets
 
 log = logging.getLogger(__name__)
 
