@@ -208,13 +208,14 @@ class Api:
         log = (self._vemgr.run / "daemon.log").read_text() + (self._vemgr.run / "keeper.log").read_text()
         assert "Traceback" not in log, log[-3000:]
 
-    @staticmethod
-    def _restore(state, client):
-        """Some calls that came out well have destroyed or stopped it, or given it another init."""
+    def _restore(self, state, client):
+        """Some calls that came out well have destroyed or stopped it, given it another init, or taken its template."""
         if state == "running":
             return
         if state is not None:
             client.call("Destroy", {"name": "fuzzed", "force": True})
+        if "bb" not in {template["name"] for template in client.call("ListTemplates")["templates"]}:
+            self._vemgr.import_busybox()
         client.call("Create", {"name": "fuzzed", "template": "bb", "settings": {"network": "none"}})
         client.call("Start", {"name": "fuzzed"})
 

@@ -3,17 +3,17 @@
 
 import os
 import random
-import secrets
 
 import pytest
 
+from tests.chance import seed
 from tests.faults import programs
 from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS
 
 POINTS = int(os.environ.get("VEMGR_FAULT_POINTS", "5"))  # of each role in each verb
-SEED = int(os.environ.get("VEMGR_FAULT_SEED", secrets.randbelow(1 << 32)))
+SEED = seed("fault")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 has found."""
 
 import os
-import random
 
 import pytest
 
+from tests.chance import seed
 from tests.fuzz.engine import fuzz
 from tests.fuzz.targets import TARGETS
 from tests.kernel.conftest import eventually
@@ -17,9 +17,7 @@ COMMAND = {"argv": ["true"], "env": {}, "cwd": "/", "user": "root", "tty": False
 
 
 def test_fuzz_the_api(can_run_ves):
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    done, seen = fuzz(TARGETS["api"](), SECONDS, seed, out=None)
+    done, seen = fuzz(TARGETS["api"](), SECONDS, seed("fuzz"), out=None)
     assert done > 5 * SECONDS and len(seen) > 20, (done, seen)
 
 

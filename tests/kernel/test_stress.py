@@ -2,10 +2,10 @@
 """Eight clients at once. Longer, or again with the same seed: `python -m tests.faults.stress --seconds N --seed N`."""
 
 import os
-import secrets
 
 import pytest
 
+from tests.chance import seed
 from tests.faults.stage import made_stage
 from tests.faults.stress import stress
 
@@ -14,9 +14,7 @@ SECONDS = float(os.environ.get("VEMGR_STRESS_SECONDS", "45"))
 
 @pytest.mark.timeout(SECONDS + 300)
 def test_eight_clients_at_once(can_run_ves):
-    seed = int(os.environ.get("VEMGR_STRESS_SEED", secrets.randbelow(1 << 32)))
-    print(f"seed {seed}")
     with made_stage() as stage:
-        answers = stress(stage, SECONDS, seed)
+        answers = stress(stage, SECONDS, seed("stress"))
     verbs = ("create", "start", "stop", "restart", "suspend", "resume", "destroy", "destroy --force", "set", "exec")
     assert all(answers[f"{verb}: ok"] for verb in verbs), answers

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import DEFAULTS, Definition, changed, check_name, parse_settings, show_settings
-from vemgr.core.errors import ConsoleInUse, Locked, NoTemplate, NotReady, SystemFailure, VEExists, VemgrError
+from vemgr.core.errors import ConsoleInUse, Locked, NoSuchVE, NoTemplate, NotReady, SystemFailure, VEExists, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
@@ -130,9 +130,13 @@ class Manager:
     async def plan(self, name: str) -> Plan:
         """What a start would do; changes nothing."""
         instance = self.instances.get(name)
-        if instance.verb == Verb.CREATE:
-            raise Locked(f"VE {name}", instance.verb)  # it is there already, and its definition not yet
-        return await self._starter.plan(self._parts.store.load(name))
+        try:
+            definition = self._parts.store.load(name)
+        except NoSuchVE:
+            if instance.verb:  # being created or destroyed: to all others it is there
+                raise Locked(f"VE {name}", instance.verb) from None
+            raise
+        return await self._starter.plan(definition)
 
     async def start(self, name: str, *, wait: float | None = None) -> None:
         """`wait`: for so many seconds, until the VE's init says that it is up. Raises `NotReady` if it does not."""
