@@ -29,5 +29,6 @@ class BuildProgram(build_ext):
         return []
 
 
-setup(ext_modules=[Extension("vemgr.keeper.vemgr-spawner", ["vemgr/keeper/spawner.c"])],
+setup(ext_modules=[Extension("vemgr.keeper.vemgr-spawner", ["vemgr/keeper/spawner.c"]),
+                   Extension("vemgr.compare.vemgr-first", ["vemgr/compare/first.c"])],
       cmdclass={"build_ext": BuildProgram})

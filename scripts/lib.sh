@@ -63,7 +63,7 @@ need_python() {
     prefix=/opt/vemgr
     bin=/usr/local/sbin
     man=/usr/local/share/man
-    manual=(vemgr.1 vemgr.toml.5 vemgrd.8)
+    manual=(vemgr.1 vemgr-compare.1 vemgr.toml.5 vemgrd.8)
     declare -A completions=(
         [bash]=/usr/local/share/bash-completion/completions/vemgr
         [zsh]=/usr/local/share/zsh/site-functions/_vemgr

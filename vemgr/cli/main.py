@@ -43,7 +43,21 @@ detach_keys_option = click.option("--detach-keys", default=keys.DEFAULT, envvar=
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    """All verbs; those of `compare` are imported when they are asked for, since no other verb needs any of it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "compare"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "compare":
+            return super().get_command(ctx, cmd_name)
+        from vemgr.cli.compare import compare  # noqa: PLC0415
+
+        return compare
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", default=_DEFAULT_CONFIG, envvar="VEMGR_CONFIG", show_default=True,
               help="Host configuration.")
 @click.version_option(vemgr.__version__, prog_name="vemgr")

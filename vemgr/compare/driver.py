@@ -96,10 +96,11 @@ class Instance(Protocol):
         """An IPv4 address at which its servers can be reached from the host; None where it has none."""
 
     def run(self, argv: Sequence[str], *, timeout: float, input: bytes = b"") -> Finished:
-        """Run a command as root of the instance, in /, with PATH and HOME set and nothing else of ours.
+        """Run a command as root of the instance, in /, with PATH and HOME set; nothing of our environment.
 
         Raises `CommandTimedOut` when it has not ended after `timeout` seconds (it is killed), `DriverFailed` when the
-        instance is gone. A command that is not found is no error but code 127, as of a shell.
+        instance is gone. A command that is not found is no error but code 127, or what the
+        runtime's own exec says instead.
         """
 
     def spawn(self, argv: Sequence[str]) -> Background:

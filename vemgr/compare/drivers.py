@@ -3,13 +3,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vemgr.compare.driver import Context, Driver
 from vemgr.core.errors import BadValue
 
-NAMES: tuple[str, ...] = ()
+
+def _ve(context: Context) -> Driver:
+    from vemgr.compare.ve import VEDriver  # noqa: PLC0415
+
+    return VEDriver(context)
+
+
+def _local(name: str) -> Callable[[Context], Driver]:
+    def make(context: Context) -> Driver:
+        from vemgr.compare.host import Host  # noqa: PLC0415
+        from vemgr.compare.local import LocalDriver  # noqa: PLC0415
+        from vemgr.compare.peers.lxc import LXC  # noqa: PLC0415
+        from vemgr.compare.peers.nspawn import Nspawn  # noqa: PLC0415
+        from vemgr.compare.peers.oci import OCI  # noqa: PLC0415
+        from vemgr.compare.peers.podman import Podman  # noqa: PLC0415
+
+        runtimes = (Host(), OCI("crun"), OCI("runc"), Podman(), LXC(), Nspawn())
+        return LocalDriver(context, next(runtime for runtime in runtimes if runtime.name == name))
+    return make
+
+
+_MAKERS: dict[str, Callable[[Context], Driver]] = {
+    "host": _local("host"), "ve": _ve,
+    **{name: _local(name) for name in ("crun", "runc", "podman", "lxc", "systemd-nspawn")},
+}
+NAMES = tuple(_MAKERS)
 
 
 def driver(name: str, context: Context) -> Driver:
     """Raises `BadValue` for a name that there is none of."""
-    del context
-    raise BadValue("driver", name, "there is no such driver", remedy=f"one of {', '.join(NAMES)}")
+    if name not in _MAKERS:
+        raise BadValue("driver", name, "there is no such driver", remedy=f"one of {', '.join(NAMES)}")
+    return _MAKERS[name](context)

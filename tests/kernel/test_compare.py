@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The drivers of the comparison: each does what the interface says, and a run that is killed leaves nothing."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import eventually
+from vemgr.compare import drivers
+from vemgr.compare.driver import Background, CommandTimedOut, Context, Driver, Instance, Resources
+
+RESOURCES = Resources(1, 256 << 20)
+# The last ones share all that the other tests look at with those before them.
+LOCAL = ["host", "ve", "crun", "runc", "podman", "lxc", "systemd-nspawn"]
+
+
+@pytest.fixture
+def context(fresh, tmp_path_factory):
+    directory = fresh.base / f"compare-{os.urandom(3).hex()}"
+    yield Context(directory, str(fresh.config), "bb")
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+    assert not [*(directory / "journal").glob("*")] and not [*(directory / "instances").glob("*")]
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def template_tree(vemgr):
+    (found,) = (vemgr.state / "templates" / "bb").glob("**/bin/busybox")
+    return found.parents[1]
+
+
+def skip_unless_there(driver):
+    """Host and VEs there are wherever this ring runs; of the others the driver says why it has them not."""
+    why = driver.probe()
+    assert not why or driver.name not in ("host", "ve"), why
+    if why:
+        assert driver.name in why, why
+        pytest.skip(why)
+
+
+@contextlib.contextmanager
+def ready(name, context, vemgr):
+    driver = drivers.driver(name, context)
+    assert isinstance(driver, Driver)
+    skip_unless_there(driver)
+    try:
+        driver.prepare(template_tree(vemgr), RESOURCES, context.directory / name)
+        yield driver
+    finally:
+        driver.close()
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_an_instance_runs_commands(name, context, fresh):
+    with ready(name, context, fresh) as driver:
+        instance = driver.start("cmp-one", RESOURCES)
+        assert isinstance(instance, Instance)
+        assert 0 < instance.first_instruction < instance.up
+        assert instance.memory() > 0 and driver.disk_bytes() > 0
+
+        done = instance.run(["sh", "-c", "cat; echo error >&2; pwd; exit 7"], timeout=30, input=bytes(range(256)) * 999)
+        assert (done.code, done.stdout, done.stderr) == (7, bytes(range(256)) * 999 + b"/\n", b"error\n")
+        assert done.seconds > 0
+        assert instance.run(["no-such-program"], timeout=30).code in (127, 255)  # runc has a word of its own
+        assert instance.run(["sh", "-c", "kill -9 $$"], timeout=30).code == 137
+        found = instance.run(["env"], timeout=30).stdout.decode().splitlines()
+        assert "HOME=/root" in found and not any("PYTHON" in line or "PYTEST" in line for line in found)
+
+        # Its writes are its own, and go with it.
+        other = driver.start("cmp-two", RESOURCES)
+        assert instance.run(["touch", "/root/mine"], timeout=30).code == 0
+        assert other.run(["ls", "/root"], timeout=30).stdout == b""
+        assert other.stop() >= 0
+        assert instance.run(["ls", "/root"], timeout=30).stdout == b"mine\n"
+        assert instance.stop() >= 0
+        again = driver.start("cmp-one", RESOURCES)
+        assert again.run(["ls", "/root"], timeout=30).stdout == b""
+
+
+@pytest.mark.parametrize("name", LOCAL[:4])
+def test_a_command_that_does_not_end_is_killed(name, context, fresh):
+    with ready(name, context, fresh) as driver:
+        instance = driver.start("cmp-late", RESOURCES)
+        with pytest.raises(CommandTimedOut, match="cmp-late"):
+            instance.run(["sh", "-c", "sleep 987654 & trap '' TERM; sleep 987654"], timeout=0.5)
+        assert b"987654" not in instance.run(["ps"], timeout=30).stdout.replace(b"ps", b"")
+
+        server = instance.spawn(["sh", "-c", "sleep 987654 & sleep 987654"])
+        assert isinstance(server, Background)
+        eventually(lambda: instance.run(["ps"], timeout=30).stdout.count(b"987654") >= 2, "it does not run")
+        server.stop()
+        server.stop()
+        assert b"987654" not in instance.run(["ps"], timeout=30).stdout
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from vemgr.compare import drivers
+from vemgr.compare.driver import Context, Resources
+name, directory, config, tree = sys.argv[1:]
+driver = drivers.driver(name, Context(Path(directory), config, "bb"))
+driver.prepare(Path(tree), Resources(1, 256 << 20), Path(directory) / name)
+instance = driver.start("cmp-killed", Resources(1, 256 << 20))
+instance.spawn(["sleep", "987654"])
+print("running", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("name", LOCAL[:4])
+def test_what_a_killed_run_left_is_removed(name, context, fresh):
+    driver = drivers.driver(name, context)
+    skip_unless_there(driver)
+    before = fresh.traces()
+    run = subprocess.Popen([sys.executable, "-c", KILLED, name, str(context.directory), str(context.config),
+                            str(template_tree(fresh))], env=fresh.environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert run.stdout.readline() == "running\n"
+        assert driver.clean() == []  # it is alive
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+    removed = driver.clean()
+    assert any("cmp-killed" in line for line in removed), removed
+    assert driver.clean() == []
+    driver.close()
+    fresh.assert_traces(before)
+
+
+def test_the_list_of_drivers(fresh):
+    rows = {row["name"]: row for row in fresh.json("compare", "drivers")}
+    assert [*rows] == [*drivers.NAMES]
+    assert rows["host"]["available"] and rows["ve"]["available"]
+    for name in ("crun", "runc"):  # as they are wherever they are installed, with cgroups of version 1 too
+        assert rows[name]["available"] or f"{name} is not installed" in rows[name]["why"]
+    assert all(row["available"] == (row["why"] == "") and row["label"] for row in rows.values())
+    table = fresh.out("compare", "drivers")
+    assert table.splitlines()[0].split() == ["NAME", "LABEL", "AVAILABLE"]
+    assert not [*(fresh.state / "compare" / "journal").glob("*")]
+    shutil.rmtree(fresh.state / "compare")
+
+
+def test_a_driver_that_there_is_none_of(context):
+    with pytest.raises(Exception, match=r"no such driver.*host, ve"):
+        drivers.driver("vax", context)
