@@ -27,9 +27,9 @@ from vemgr.core.networks import NetworkConfig
 from vemgr.kernel.veth import loopback_messages
 from vemgr.runtime import stopping
 from vemgr.runtime.counters import Counters
+from vemgr.runtime.disks import Disks
 from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.hooks import Hooks
-from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child
@@ -84,7 +84,7 @@ class World:
                                    in_force=lambda _ve: {}),
             devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
             networking=Networking(config), logs=Logs(f"{directory}/run"),
-            filters=SimpleNamespace(fd=lambda _allow: -1), images=Images(f"{directory}/state/ve"),
+            filters=SimpleNamespace(fd=lambda _allow: -1), disks=Disks(f"{directory}/state/ve"),
             promises=Promises(config.scheduler, 4000, 8 << 30),
             file_jobs=FileJobs(f"{directory}/run"), journal=Journal(), counters=Counters(Journal()))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),

@@ -30,10 +30,10 @@ from vemgr.kernel.durable import remove_unfinished
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.counters import Counters
+from vemgr.runtime.disks import Disks
 from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.hooks import Hooks
-from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child, Launcher
@@ -237,7 +237,7 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     journal = Journal(config.run_dir)
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
-        images=Images(data), promises=Promises(config.scheduler, *host_resources()),
+        disks=Disks(data), promises=Promises(config.scheduler, *host_resources()),
         limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),

@@ -40,7 +40,7 @@ class Copies:
         check_name(new)
         async with self._instances.held(name, Verb.CLONE) as instance:
             check(name, instance.state, Verb.CLONE)
-            self._parts.images.check_copied(name)
+            self._parts.disks.images.check_copied(name)
             source = self._parts.store.load(name)
             settings = without_identity(source.settings)
             template = await self._starter.template(source.template)
@@ -65,7 +65,8 @@ class Copies:
     async def _copy(self, source: Definition, target: Definition, template: Template, hold: int) -> None:
         store = self._parts.store
         count = len(template.trees) if os.path.isdir(f"{store.path(source.name)}/data/0/upper") else 0
-        partial = await asyncio.to_thread(store.begin, target, count)
+        partial = await asyncio.to_thread(store.begin, target, count,
+                                          self._parts.disks.project(source.name, target))
         try:
             await self._parts.file_jobs.run(source.name, {
                 "do": "clone", "what": f"clone VE {source.name}", "count": count, "hold": hold,
@@ -105,7 +106,7 @@ class Copies:
         store = self._parts.store
         async with self._instances.held(ve, Verb.TEMPLATE) as instance:
             check(ve, instance.state, Verb.TEMPLATE)
-            self._parts.images.check_copied(ve)
+            self._parts.disks.images.check_copied(ve)
             definition = store.load(ve)
             template = await self._starter.template(definition.template)
             with self._parts.template_verbs.held(name, "create"):

@@ -133,6 +133,8 @@ class Ender:
         self._instances.forget(instance)
         self._launcher.forget(instance.name)
         self._parts.logs.remove(instance.name)
+        if instance.definition.settings.disk is not None:
+            self._parts.disks.quotas.clear(instance.definition.id_base)
         log.info("VE %s destroyed", instance.name)
         self._parts.journal.add(Kind.DESTROYED, instance.name)
         return gone

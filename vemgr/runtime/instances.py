@@ -17,10 +17,10 @@ from vemgr.core.lifecycle import State, Verb
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.counters import Counters
+from vemgr.runtime.disks import Disks
 from vemgr.runtime.file_jobs import FileJobs
 from vemgr.runtime.filters import Filters
 from vemgr.runtime.hooks import Hooks
-from vemgr.runtime.images import Images
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
@@ -68,7 +68,7 @@ class Parts:
     networking: Networking
     logs: Logs
     filters: Filters
-    images: Images
+    disks: Disks
     promises: Promises
     file_jobs: FileJobs
     hooks: Hooks

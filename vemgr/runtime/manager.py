@@ -67,7 +67,7 @@ class Manager:
             "created": definition.created, "lastExit": instance.last_exit, "ephemeral": definition.ephemeral,
             "settings": show_settings(definition.settings, all_=True),
             "inForce": in_force, "usage": usage,
-            "diskBy": "image" if self._parts.images.exists(name) else "directory",
+            "diskBy": str(self._parts.disks.kind(name, definition.settings)),
             "network": network, "networkInUse": network_in_use,
             "console": self._parts.logs.tail(name),
         }
@@ -94,7 +94,7 @@ class Manager:
             raise VEExists(name)
         await self._starter.template(template)
         self._parts.limits.check(settings)
-        self._parts.images.check(name, DEFAULTS, settings, running=False)
+        self._parts.disks.check(name, DEFAULTS, settings, running=False)
         await self._starter.binds(settings)
         await self._parts.networking.choose()
         # Between here and the admission nothing waits, so no other client gets the name, an address or the ids, and
@@ -192,7 +192,7 @@ class Manager:
             settings = parse_settings(texts, before.settings)
             self._parts.limits.check(settings)
             after = replace(before, settings=settings)
-            self._parts.images.check(name, before.settings, settings, running=instance.running)
+            self._parts.disks.check(name, before.settings, settings, running=instance.running)
             if settings.mount != before.settings.mount:
                 await self._starter.binds(settings)
             differing = changed(before.settings, settings)
@@ -205,21 +205,22 @@ class Manager:
                 try:
                     await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
                     await self._apply_and_save(instance, after)
-                    if settings.disk != before.settings.disk:
+                    if {"disk", "inodes"} & {setting.key for setting in differing}:
                         await self._resize(before, after)
                 except BaseException:
                     instance.definition = before
                     raise
             self._parts.journal.add(Kind.SET, name, ", ".join(setting.key for setting in differing))
-            return [setting.key for setting in differing if instance.running and not setting.live]
+            live = self._parts.disks.live(name, settings)
+            return [setting.key for setting in differing
+                    if instance.running and not setting.live and setting.key not in live]
 
     async def _resize(self, before: Definition, after: Definition) -> None:
-        """Give the disk of a stopped VE its new size, which is saved already: what a daemon that ends now leaves, the
-        next start completes."""
-        parts, size = self._parts, after.settings.disk
+        """Give the VE's disk its new size, which is saved already: what a daemon that ends now leaves, the next start
+        completes."""
+        parts = self._parts
         try:
-            if size is not None:
-                await asyncio.get_running_loop().run_in_executor(parts.imports, parts.images.resize, after.name, size)
+            await asyncio.get_running_loop().run_in_executor(parts.imports, parts.disks.resize, after)
         except BaseException:
             await asyncio.to_thread(parts.store.save, before)
             raise

@@ -49,14 +49,13 @@ def says_that_it_is_up(definition: Definition, template: Template) -> bool:
 
 
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str,
-              binds: tuple[Bind, ...] = ()) -> Plan:
-    """`data`: the VE's own layers, or for a disk with a size its image. `stage`: an empty directory of the host.
+              image: str | None = None, binds: tuple[Bind, ...] = ()) -> Plan:
+    """`data`: the VE's own layers, unless they are in an image. `stage`: an empty directory of the host.
     `resolv_conf`: text for the VE."""
     own = definition.links[0].addresses if definition.links else ("127.0.1.1",)
     names = "".join(f"{address} {_names(definition)}\n" for address in own)
     hosts = f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n{names}"
-    sized = definition.settings.disk is not None
-    root = [Disk(data), *root_operations(template, DISK)] if sized else root_operations(template, data)
+    root = root_operations(template, data) if image is None else [Disk(image), *root_operations(template, DISK)]
     operations = (
         *root,
         *kernel_operations(),

@@ -19,10 +19,12 @@ from vemgr.core.plan import Bind, Plan
 from vemgr.kernel.netlink import batch
 from vemgr.runtime import stopping
 from vemgr.runtime.binding import bind_operations
+from vemgr.runtime.disks import Storage
 from vemgr.runtime.images import OpenDisk
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.planning import make_plan
+from vemgr.runtime.quotas import OpenQuota
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,8 @@ class Starter:
         if definition.links:
             await self._parts.networking.choose()
             resolv_conf = self._parts.networking.resolv_conf(definition.links)
-        sized = definition.settings.disk is not None
-        data = self._parts.images.path(definition.name) if sized else f"{self._parts.store.path(definition.name)}/data"
-        return make_plan(definition, template, data=data,
+        image = self._parts.disks.image(definition.name, definition.settings)
+        return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data", image=image,
                          stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf,
                          binds=await self.binds(definition.settings))
 
@@ -82,10 +83,10 @@ class Starter:
         if definition.links:
             await parts.networking.prepare(definition.links)
             await parts.networking.check_addresses(definition.name, definition.links)
-        disk: OpenDisk | None = None
+        disk: OpenDisk | OpenQuota | None = None
         async with contextlib.AsyncExitStack() as undo:
             disk = await self.storage(definition, len(template.trees), undo)
-            if disk is not None:
+            if isinstance(disk, OpenDisk):
                 plan = plan.with_disk(disk.source)
             cgroup_fd = await self._make_cgroup(definition, undo)
             if definition.links:
@@ -103,19 +104,29 @@ class Starter:
             instance.definition = replace(definition, started=True)
             parts.store.mark_started(definition.name)
 
-    async def storage(self, definition: Definition, count: int, undo: contextlib.AsyncExitStack) -> OpenDisk | None:
+    async def storage(self, definition: Definition, count: int,
+                      undo: contextlib.AsyncExitStack) -> OpenDisk | OpenQuota | None:
         """Have what the VE writes to: directories, or its disk, made where they are not there."""
-        name, settings, images, store = definition.name, definition.settings, self._parts.images, self._parts.store
+        name, settings, disks = definition.name, definition.settings, self._parts.disks
         if settings.disk is None:
-            if store.trees(definition, count):  # a few calls: a thread's wake-up takes longer
-                undo.push_async_callback(asyncio.to_thread, store.drop_trees, name)
+            self._trees(definition, count, 0, undo)
             return None
-        if await asyncio.to_thread(images.make, name, settings):
-            undo.push_async_callback(asyncio.to_thread, images.drop, name)
-        await asyncio.to_thread(images.resize, name, settings.disk)
-        disk = await asyncio.to_thread(images.open, name, definition.id_base, count)
+        if disks.kind(name, settings) is Storage.QUOTA:
+            quota = disks.quotas.open(definition)
+            undo.callback(quota.close)
+            self._trees(definition, count, definition.id_base, undo)
+            return quota
+        if await asyncio.to_thread(disks.images.make, name, settings):
+            undo.push_async_callback(asyncio.to_thread, disks.images.drop, name)
+        await asyncio.to_thread(disks.images.resize, name, settings.disk)
+        disk = await asyncio.to_thread(disks.images.open, name, definition.id_base, count)
         undo.callback(disk.close)
         return disk
+
+    def _trees(self, definition: Definition, count: int, project: int, undo: contextlib.AsyncExitStack) -> None:
+        store = self._parts.store
+        if store.trees(definition, count, project):  # a few calls: a thread's wake-up takes longer
+            undo.push_async_callback(asyncio.to_thread, store.drop_trees, definition.name)
 
     async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup with device policy and limits, as a descriptor to be born into."""

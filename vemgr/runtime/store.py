@@ -25,6 +25,7 @@ from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExis
 from vemgr.core.ids import ID_COUNT
 from vemgr.core.links import Link, parse_address, parse_links, show_links
 from vemgr.kernel.durable import make_directories, rename_durably, replace_file, unfinished
+from vemgr.kernel.quota import assign
 from vemgr.kernel.removal import remove_tree
 
 log = logging.getLogger(__name__)
@@ -130,13 +131,13 @@ class Store:
         os.mkdir(partial, 0o700)
         return partial
 
-    def begin(self, definition: Definition, count: int) -> str:
+    def begin(self, definition: Definition, count: int, project: int = 0) -> str:
         """The directory of a VE that is made of another, with `count` trees for its writes: hidden until `finish`.
         Returns its path."""
         with storage_errors(f"create VE {definition.name}"):
             partial = self._make_partial(definition.name)
             try:
-                self._make_trees(f"{partial}/data", definition.id_base, count)
+                self._make_trees(f"{partial}/data", definition.id_base, count, project)
             except BaseException:
                 with suppress(OSError):
                     remove_tree(partial)
@@ -180,18 +181,17 @@ class Store:
         with suppress(OSError), open(f"{self.path(name)}/{_STARTED}", "wb"):
             pass
 
-    def trees(self, definition: Definition, count: int) -> bool:
-        """Have the directories for the VE's own writes: data/N/{upper,work} for each tree of its template. Returns
-        whether all of it is new; on failure nothing new is left."""
+    def trees(self, definition: Definition, count: int, project: int = 0) -> bool:
+        """Have the directories for the VE's own writes: data/N/{upper,work} for each tree of its template. What is new
+        belongs to a project (`kernel.quota`). Returns whether all of it is new; on failure nothing new is left."""
         data = f"{self.path(definition.name)}/data"
         new = not os.path.lexists(data)
-        if definition.settings.disk is not None or (
-                new and os.path.lexists(f"{self.path(definition.name)}/{DISK_IMAGE}")):
+        if new and os.path.lexists(f"{self.path(definition.name)}/{DISK_IMAGE}"):
             raise SystemFailure(f"the files of VE {definition.name} are on a disk with a size, not in a directory",
                                 remedy="its definition must say 'disk'", ve=definition.name)
         try:
             with storage_errors(f"prepare the data of VE {definition.name}"):
-                self._make_trees(data, definition.id_base, count)
+                self._make_trees(data, definition.id_base, count, project if new else 0)
         except VemgrError:
             if new:
                 self.drop_trees(definition.name)
@@ -199,8 +199,11 @@ class Store:
         return new
 
     @staticmethod
-    def _make_trees(data: str, id_base: int, count: int) -> None:
+    def _make_trees(data: str, id_base: int, count: int, project: int) -> None:
         for number in range(count):
+            if project:
+                os.makedirs(f"{data}/{number}", mode=0o700)
+                assign(f"{data}/{number}", project)  # and so all that is made in it
             for kind in ("upper", "work"):
                 os.makedirs(f"{data}/{number}/{kind}", mode=0o700, exist_ok=True)
             upper = f"{data}/{number}/upper"

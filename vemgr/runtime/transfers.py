@@ -11,6 +11,7 @@ from typing import Any
 
 from vemgr.core.errors import BadValue, SystemFailure
 from vemgr.core.lifecycle import Verb
+from vemgr.runtime.images import OpenDisk
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.starting import Starter
 
@@ -54,8 +55,9 @@ class Transfers:
             self._parts.template_verbs.check_stays(template.name)
             async with contextlib.AsyncExitStack() as undo:
                 disk = await self._starter.storage(definition, len(template.trees), undo)
-                data = disk.source if disk is not None else f"{self._parts.store.path(name)}/data"
-                yield {"trees": [asdict(tree) for tree in template.trees], "data": data, "disk": disk is not None,
+                image = isinstance(disk, OpenDisk)
+                data = disk.source if isinstance(disk, OpenDisk) else f"{self._parts.store.path(name)}/data"
+                yield {"trees": [asdict(tree) for tree in template.trees], "data": data, "disk": image,
                        "id-base": definition.id_base, "stage": self._parts.file_jobs.stage}, ()
                 undo.pop_all()
             if disk is not None:
