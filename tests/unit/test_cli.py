@@ -32,7 +32,7 @@ DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-
            "ephemeral": False, "settings": {"cpus": "1.5", "memory": "64M", "hostname": "", "pids": "unlimited"},
            "inForce": {"cpus": "1.5", "memory": "128M"}, "usage": {"memory_current": 4096, "pids_current": 2,
                                                                    "cpu_stat.usage_usec": 1500000}, "console": "",
-           "diskBy": "directory",
+           "diskBy": "directory", "view": "lxcfs",
            "network": [{"interface": "eth0", "network": "bridge", "address": "10.77.0.2", "address6": "fd00::2",
                         "mac": "02:00:00:00:00:02"}], "networkInUse": []}
 NO_SUCH = RemoteError("org.vemgr.Manager.NoSuchVE", {"message": "no such VE: x", "remedy": "look", "exitCode": 14,

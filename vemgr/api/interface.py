@@ -52,6 +52,7 @@ class VEDetails(VE):
     inForce: dict[str, str]
     usage: dict[str, int]
     diskBy: str
+    view: str
     network: list[LinkInfo]
     networkInUse: list[LinkInfo]
     console: str

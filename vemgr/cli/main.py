@@ -286,6 +286,8 @@ def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
         differs = in_force is not None and in_force != text
         lines.append((key, f"{text} (in force: {in_force})" if differs else text))
     lines.append(("disk by", details["diskBy"]))
+    if details["view"]:
+        lines.append(("view of memory and CPUs by", details["view"]))
     usage = details["usage"]
     for label, key in (("memory used", "memory_current"), ("processes", "pids_current")):
         if key in usage:

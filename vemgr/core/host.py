@@ -17,6 +17,7 @@ from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
 _FIRST_ID = 0x70000000
 _LAST_ID = 0x7FFFFFFF
 _LONGEST_HOOK = 3600
+AUTO, OFF, REQUIRE = _LXCFS = ("auto", "off", "require")
 _NO_ID = 0xFFFFFFFF  # (uid_t)-1
 
 
@@ -24,7 +25,8 @@ _NO_ID = 0xFFFFFFFF  # (uid_t)-1
 class HostConfig:
     """`networks`: the first is the one that VEs have unless they say otherwise. `cgroup`: name of the VEs' part of the
     cgroup tree where systemd gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from.
-    `hook_timeout`: seconds that each hook has."""
+    `hook_timeout`: seconds that each hook has. `lxcfs`: whether VEs see their own limits by the lxcfs that is mounted
+    at `lxcfs_dir`."""
 
     state_dir: str = "/var/lib/vemgr"
     run_dir: str = "/run/vemgr"
@@ -35,6 +37,8 @@ class HostConfig:
     id_last: int = _LAST_ID
     hooks_dir: str = "/etc/vemgr/hooks"
     hook_timeout: int = 30
+    lxcfs: str = AUTO
+    lxcfs_dir: str = "/var/lib/lxcfs"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     @staticmethod
@@ -59,9 +63,11 @@ class HostConfig:
         config = HostConfig(**values)
         if not 1 <= config.hook_timeout <= _LONGEST_HOOK:
             raise BadValue("hook-timeout", config.hook_timeout, f"not a number of seconds from 1 to {_LONGEST_HOOK}")
-        for name in ("state_dir", "run_dir", "hooks_dir"):
+        for name in ("state_dir", "run_dir", "hooks_dir", "lxcfs_dir"):
             if not getattr(config, name).startswith("/"):
                 raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")
+        if config.lxcfs not in _LXCFS:
+            raise BadValue("lxcfs", config.lxcfs[:80], f"not one of {', '.join(_LXCFS)}")
         if not 0 < config.id_first <= config.id_last < _NO_ID:
             raise BadValue("id-first", f"{config.id_first:#x}", "not a range of user ids with id-last")
         return config

@@ -129,6 +129,17 @@ class ReadOnly(Operation):
 
 
 @dataclass(frozen=True)
+class View(Operation):
+    """The files `names` (below /) of the lxcfs at the host's `source`, over those of the same name in the VE,
+    read-only. What cannot be had is left out, unless it is `required`."""
+
+    kind = "view"
+    source: str
+    names: tuple[str, ...]
+    required: bool = False
+
+
+@dataclass(frozen=True)
 class WriteFile(Operation):
     """Write a small file in the VE's tree. `when`: "first" start only, or "managed" (ours by its first line)."""
 
@@ -203,8 +214,8 @@ def _shown(name: str, value: Any) -> str:
 
 _KINDS: dict[str, type[Operation]] = {
     c.kind: c
-    for c in (Layer, Disk, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, WriteFile, Bind, Sysctl,
-              Console, Notify, Network)
+    for c in (Layer, Disk, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, View, WriteFile, Bind,
+              Sysctl, Console, Notify, Network)
 }
 
 
@@ -237,7 +248,10 @@ class Plan:
         return next((operation for operation in self.operations if isinstance(operation, Notify)), None)
 
     def without_notify(self) -> Plan:
-        return replace(self, operations=tuple(op for op in self.operations if not isinstance(op, Notify)))
+        return self.without(Notify)
+
+    def without(self, kind: type[Operation]) -> Plan:
+        return replace(self, operations=tuple(op for op in self.operations if not isinstance(op, kind)))
 
     @property
     def environment(self) -> dict[str, str]:

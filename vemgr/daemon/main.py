@@ -50,6 +50,7 @@ from vemgr.runtime.reconcile import (
 )
 from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.runtime.store import Store, storage_errors
+from vemgr.runtime.views import Views
 from vemgr.runtime.workers import started_pool
 from vemgr.templates.store import Templates
 
@@ -93,6 +94,7 @@ class Daemon:
         parts.counters.open()
         load_definitions(manager, parts)
         await reconcile(manager, parts, children)
+        await manager.views.open()
         for child in self._early:
             manager.on_exit(child)
         for child in self._early_ready:
@@ -116,6 +118,7 @@ class Daemon:
             parts.tree.destroy()
         self._launcher.close()
         parts.counters.close()
+        parts.views.close()
         parts.journal.flush()
         parts.networking.close()
         os.close(lock)
@@ -242,6 +245,7 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         journal=journal, counters=Counters(journal),
+        views=Views(config.lxcfs, config.lxcfs_dir, config.run_dir),
         purges=started_pool(_PURGES, "purge"),
     )
 

@@ -19,11 +19,12 @@ from typing import Any
 import prctl
 
 from vemgr.core.errors import NoSpace, SystemFailure, TransferFailed, VemgrError
-from vemgr.files import transfer, whole
+from vemgr.files import transfer, views, whole
 
 _FULL = (28, 122)  # ENOSPC, EDQUOT
 _JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "push": transfer.push, "pull": transfer.pull, "clone": whole.clone, "template": whole.template,
+    "view": views.refresh,
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 
+from vemgr.core.plan import View
 from vemgr.keeper import mounting
-from vemgr.keeper.program import Program, Register, encoded
+from vemgr.keeper.program import ANY_ERROR, Program, Register, encoded
 from vemgr.keeper.tree import DIRECTORY, PATH_ONLY
 from vemgr.kernel.mounts import MOUNT_ATTR
 
@@ -62,3 +63,25 @@ def read_only(program: Program, under: Register, names: tuple[str, ...], writabl
         mounting.attach_at(program, fd, under, name)
         program.call("close", fd)
         program.release(fd)
+
+
+def view(program: Program, mounted: dict[str, Register], operation: View) -> None:
+    """Cover files with those of lxcfs. Unless it is required, a view that cannot be had keeps no VE from starting:
+    lxcfs may have ended this moment, and the daemon brings the view later."""
+    with program.descriptor() as fd:
+        found = mounting.clone_tree(program, _AT_FDCWD, encoded(operation.source), fd)
+        # The clones of this mount inherit what it may do.
+        mounting.set_attributes(program, fd, sum(MOUNT_ATTR[flag] for flag in ("ro", "nosuid", "nodev", "noexec")))
+        program.call("mkdirat", _AT_FDCWD, b"view", 0o700)
+        mounting.attach_at(program, fd, _AT_FDCWD, "view")
+    for name in operation.names:
+        top, _, below = name.partition("/")
+        cover = program.register()
+        cloned = mounting.clone_tree(program, _AT_FDCWD, encoded(f"view/{name}"), cover)
+        mounting.attach_at(program, cover, mounted[top], below)
+        program.call("close", cover)
+        if not operation.required:
+            program.expect(cloned, ANY_ERROR)
+        program.release(cover)
+    if not operation.required:
+        program.expect(found, ANY_ERROR)

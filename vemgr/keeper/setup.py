@@ -185,6 +185,9 @@ class Setup:
     def read_only(self, operation: operations.ReadOnly) -> None:
         covers.read_only(self.program, self.mounted[operation.under], operation.names, operation.writable)
 
+    def view(self, operation: operations.View) -> None:
+        covers.view(self.program, self.mounted, operation)
+
     def sysctl(self, operation: operations.Sysctl) -> None:
         text = operation.value
         value = self._expanded(text)
@@ -312,6 +315,7 @@ _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
     operations.Symlink: Setup.symlink,
     operations.Mask: Setup.mask,
     operations.ReadOnly: Setup.read_only,
+    operations.View: Setup.view,
     operations.WriteFile: Setup.write_file,
     operations.Bind: Setup.bind,
     operations.Sysctl: Setup.sysctl,

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import struct
 import time
 
 from vemgr.kernel.libc import SYS_clone3, SYS_close_range, check, libc, syscall
@@ -22,6 +24,7 @@ CLONE_PARENT = 0x00008000
 CLONE_PIDFD = 0x00001000
 
 CLOSE_RANGE_CLOEXEC = 4
+_NS_GET_USERNS, _NS_GET_OWNER_UID = 0xB701, 0xB704
 _SIGCHLD = 17
 
 # How the interpreter prepares for a fork and mends itself after one (C API, "Initialization": PyOS_BeforeFork).
@@ -72,6 +75,18 @@ def setns(fd: int, flags: int, path: str | None = None) -> None:
 
 def unshare(flags: int) -> None:
     check(libc.unshare(flags), "unshare")
+
+
+def owner(fd: int) -> int:
+    """The user id, as we see it, of who made the user namespace that the namespace `fd` belongs to: 0 for those of the
+    host (ioctl_ns(2)). Raises `OSError`."""
+    userns = fcntl.ioctl(fd, _NS_GET_USERNS)
+    try:
+        found = bytearray(4)
+        fcntl.ioctl(userns, _NS_GET_OWNER_UID, found)
+        return int(struct.unpack("=I", found)[0])
+    finally:
+        os.close(userns)
 
 
 def offsets_to_zero() -> bytes:

@@ -27,6 +27,7 @@ from vemgr.runtime.logs import Logs
 from vemgr.runtime.network.networking import Networking
 from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
+from vemgr.runtime.views import Views
 from vemgr.templates.store import Templates
 
 _TIDY = 15.0  # seconds
@@ -74,6 +75,7 @@ class Parts:
     hooks: Hooks
     journal: Journal
     counters: Counters
+    views: Views
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

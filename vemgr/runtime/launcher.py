@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vemgr.core.errors import BadValue, ExecFailed, StartFailed, SystemFailure, Unreachable, VemgrError
-from vemgr.core.plan import Plan
+from vemgr.core.plan import Plan, View
 from vemgr.runtime.link import Link
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 _BAD_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ELIBBAD)
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _ATTACHES = 3  # the version of the keeper's protocol with which consoles came
-_LISTENS = 5  # and the one that listens to inits
+_LISTENS = 5  # the one that listens to inits
+_COVERS = 6  # and the one that knows of lxcfs
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class Launcher:
         """Start a VE. Raises `StartFailed` naming the operation of the plan."""
         if self.keeper.version < _LISTENS:
             plan = plan.without_notify()
+        if self.keeper.version < _COVERS:
+            plan = plan.without(View)
         with self._request() as (number, replies):
             self._send({"id": number, "call": "start", "plan": plan.to_json()}, [cgroup_fd, filter_fd])
             try:

@@ -36,6 +36,7 @@ from vemgr.runtime.starting import Starter
 from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subids import foreign_ranges
 from vemgr.runtime.transfers import Transfers
+from vemgr.runtime.view_refresh import ViewRefresh
 from vemgr.templates.store import utc_now
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Manager:
         self.transfers = Transfers(parts, self.instances, self._starter)
         self.copies = Copies(parts, self.instances, self._starter, self._addressing, launcher)
         self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
+        self.views = ViewRefresh(parts, self.instances, self._ender.in_background)
+        self._starter.on_started = self.views.started
         self._balancer = Balancer(parts, self._ender.in_background)
 
     async def show(self, name: str) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class Manager:
             "settings": show_settings(definition.settings, all_=True),
             "inForce": in_force, "usage": usage,
             "diskBy": str(self._parts.disks.kind(name, definition.settings)),
+            "view": self._parts.views.of(instance.pid) if instance.running else "",
             "network": network, "networkInUse": network_in_use,
             "console": self._parts.logs.tail(name),
         }

@@ -15,6 +15,7 @@ from vemgr.core.plan import (
     Network,
     Notify,
     Plan,
+    View,
     WriteFile,
     kernel_operations,
     root_operations,
@@ -49,7 +50,8 @@ def says_that_it_is_up(definition: Definition, template: Template) -> bool:
 
 
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str,
-              image: str | None = None, binds: tuple[Bind, ...] = ()) -> Plan:
+              image: str | None = None, binds: tuple[Bind, ...] = (),
+              views: tuple[View, ...] = ()) -> Plan:
     """`data`: the VE's own layers, unless they are in an image. `stage`: an empty directory of the host.
     `resolv_conf`: text for the VE."""
     own = definition.links[0].addresses if definition.links else ("127.0.1.1",)
@@ -59,6 +61,7 @@ def make_plan(definition: Definition, template: Template, *, data: str, stage: s
     operations = (
         *root,
         *kernel_operations(),
+        *views,
         *([Notify()] if says_that_it_is_up(definition, template) else []),
         Directory("etc"),
         WriteFile("etc/hostname", f"{definition.hostname}\n"),

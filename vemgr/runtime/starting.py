@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from vemgr.core.config import Definition, Settings
@@ -38,6 +39,7 @@ class Starter:
         self._parts = parts
         self._launcher = launcher
         self._host_template = asyncio.Lock()
+        self.on_started: Callable[[Instance, str], None] = lambda _instance, _view: None
 
     async def template(self, name: str) -> Template:
         """Raises `TemplateNotFound`, `TemplateUnusable`, `BadValue`."""
@@ -63,7 +65,7 @@ class Starter:
         image = self._parts.disks.image(definition.name, definition.settings)
         return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data", image=image,
                          stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf,
-                         binds=await self.binds(definition.settings))
+                         binds=await self.binds(definition.settings), views=self._parts.views.operations())
 
     async def binds(self, settings: Settings) -> tuple[Bind, ...]:
         """Raises `BadValue` for what must not be mounted in a VE."""
@@ -79,6 +81,7 @@ class Starter:
         template = await self.template(definition.template)
         if definition.template == HOST_TEMPLATE:  # others cannot go while this VE stands on them
             parts.template_verbs.check_stays(HOST_TEMPLATE)
+        view = parts.views.generation
         plan = await self._plan(definition, template)
         if definition.links:
             await parts.networking.prepare(definition.links)
@@ -97,6 +100,7 @@ class Starter:
         if disk is not None:
             disk.handed_over()
         instance.began(child.pid, ready=child.ready)
+        self.on_started(instance, view)
         log.info("VE %s started, process %d", definition.name, child.pid)
         parts.journal.add(Kind.STARTED, definition.name, f"process {child.pid}")
         parts.counters.begin(definition.name, f"{parts.tree.base}/{definition.name}")
