@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several instances at once: the same work in 1, 2 and 4 of them, and a good one beside a bad neighbour.
+
+The work is the probe's `work`: it computes, looks about in 4 MiB of memory, writes blocks and forks now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from vemgr.compare.driver import Instance
+from vemgr.compare.schema import Figure
+from vemgr.compare.workloads.workload import LONG, Stage
+
+COUNTS = (1, 2, 4)
+_SECONDS = "1"
+STRESSORS = {
+    "cpu": "16 processes that compute", "memory": "one that dirties 64 MiB again and again",
+    "disk": "one that writes and syncs", "fork": "one that forks without end", "network": "one that sends datagrams",
+    "log": "one that floods its console",
+}
+_NOWHERE = "192.0.2.1"  # TEST-NET-1 (RFC 5737)
+
+
+def _work(stage: Stage, instance: Instance) -> dict[str, float]:
+    return stage.probe(instance, "work", f"{stage.directory}/worked-{instance.name}", _SECONDS)
+
+
+@dataclass(frozen=True)
+class Consolidation:
+    name: str = "consolidation"
+    title: str = "the same work in 1, 2 and 4 instances"
+    group: str = "consolidation"
+    figures: Sequence[Figure] = field(default=tuple(
+        figure for count in COUNTS for figure in (
+            Figure(name=f"consolidation.{count}.total", title=f"{count} at once, together", unit="/s",
+                   better="higher"),
+            Figure(name=f"consolidation.{count}.each", title=f"{count} at once, the slowest", unit="/s",
+                   better="higher"),
+            Figure(name=f"consolidation.{count}.p99", title=f"{count} at once, 99th percentile", unit="us",
+                   better="lower"))))
+    needs: Sequence[str] = ()
+    rounds: int = LONG
+    quick: bool = True
+    crowded: bool = True
+
+    def missing(self, stage: Stage) -> str:
+        return ""
+
+    def measure(self, stage: Stage) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        with stage.several(max(COUNTS)) as instances, ThreadPoolExecutor(max(COUNTS)) as pool:
+            for count in COUNTS:
+                said = list(pool.map(lambda instance: _work(stage, instance), instances[:count]))
+                rates = [each["rate"] for each in said]
+                found |= {f"consolidation.{count}.total": sum(rates), f"consolidation.{count}.each": min(rates),
+                          f"consolidation.{count}.p99": max(each["p99"] for each in said)}
+        return found
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What a good instance still does beside each of six bad ones, as a share of what it does alone."""
+
+    name: str = "isolation"
+    title: str = "a good instance beside a bad one"
+    group: str = "isolation"
+    figures: Sequence[Figure] = field(default=tuple(
+        Figure(name=f"isolation.{kind}", title=f"left beside {what}", unit="of alone", better="higher")
+        for kind, what in STRESSORS.items()))
+    needs: Sequence[str] = ()
+    rounds: int = LONG
+    quick: bool = False
+    crowded: bool = True
+
+    def missing(self, stage: Stage) -> str:
+        return ""
+
+    def measure(self, stage: Stage) -> Mapping[str, float]:
+        found = {}
+        with stage.several(2) as (good, bad):
+            alone = _work(stage, good)["rate"]
+            for kind in STRESSORS:
+                if kind == "log" and stage.on_host:
+                    continue  # the host's console is not ours to flood
+                stressor = bad.spawn([stage.program, "stress", kind, _aim(stage, kind)])
+                try:
+                    found[f"isolation.{kind}"] = _work(stage, good)["rate"] / alone
+                finally:
+                    stressor.stop()
+        return found
+
+
+def _aim(stage: Stage, kind: str) -> str:
+    return {"network": _NOWHERE, "log": "/dev/console"}.get(kind, f"{stage.directory}/stressed")
+
+
+WORKS = (Consolidation(), Isolation())
