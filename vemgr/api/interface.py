@@ -147,6 +147,23 @@ class Explanation(TypedDict):
     knobs: list[Knob]
 
 
+class Beancounter(TypedDict):
+    resource: str
+    unit: str
+    held: int | None
+    maxHeld: int | None
+    limit: int | None
+    unlimited: bool
+    guarantee: int | None
+    failures: int | None
+
+
+class Statistics(TypedDict):
+    name: str
+    state: str
+    counters: list[Beancounter]
+
+
 class EventInfo(TypedDict):
     number: int
     time: float
@@ -215,6 +232,7 @@ class Service(Protocol):
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
     def fitting(self, cpus: str, memory: str) -> dict[str, Any]: ...
+    async def statistics(self, names: list[str]) -> list[dict[str, Any]]: ...
     async def explain(self, name: str) -> dict[str, Any]: ...
     async def shutdown(self) -> None: ...
 
@@ -434,6 +452,14 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """What a VE has been promised, is entitled to when all VEs want all they can get, and uses; and for each file
         of its cgroup the value, what it should be, and why. A VE that does not run as if it had just been started."""
         return await self._service.explain(name)  # type: ignore[return-value]
+
+    @varlinkmethod(return_parameter="ves")
+    async def GetStatistics(self, *, names: list[str] | None = None) -> list[Statistics]:
+        """What VEs, those named or all, hold of each resource, held at most since their start, may have (`limit`, none
+        where `unlimited`), can count on, and how often a limit stood in their way. What is null is not available on
+        this host, or there is no such thing. Of "cpus" (in us), "io-", "iops-" and "net-", `held` is what was used so
+        far, and limit and guarantee are per second. A VE that does not run has no counters."""
+        return await self._service.statistics(names or [])  # type: ignore[return-value]
 
     @varlinkmethod
     async def RestoreNetwork(self) -> None:

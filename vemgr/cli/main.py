@@ -20,6 +20,7 @@ from vemgr.cli.events import events
 from vemgr.cli.files import pull, push
 from vemgr.cli.networks import network
 from vemgr.cli.scheduler import scheduler
+from vemgr.cli.stats import stats
 from vemgr.cli.templates import template
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
@@ -70,6 +71,7 @@ def cli(context: click.Context, config: str) -> None:
 cli.add_command(events)
 cli.add_command(network)
 cli.add_command(scheduler)
+cli.add_command(stats)
 cli.add_command(template)
 cli.add_command(clone)
 cli.add_command(edit)

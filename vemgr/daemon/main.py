@@ -41,6 +41,7 @@ from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.network.networking import Networking
+from vemgr.runtime.observing.statistics import Statistics
 from vemgr.runtime.reconcile import (
     keep_host_template_tight,
     load_definitions,
@@ -99,14 +100,17 @@ class Daemon:
             manager.on_exit(child)
         for child in self._early_ready:
             manager.on_ready(child)
-        server = self._serve(manager, parts)
+        statistics = Statistics(parts, manager.instances)
+        server = self._serve(manager, parts, statistics)
         notify("READY=1")
         sweep(manager, parts)
         manager.in_background(keep_host_template_tight(manager, parts))
         limits = ", ".join(sorted(parts.tree.controllers)) or "none"
         log.info("ready, version %s; limits: %s", vemgr.__version__, limits)
+        watching = asyncio.get_running_loop().create_task(statistics.watch())
         await start_on_boot(manager, config.run_dir)
         await self._ending.wait()
+        watching.cancel()
         notify("STOPPING=1")
         server.close()
         await manager.drain(_DRAIN)
@@ -120,6 +124,7 @@ class Daemon:
         parts.counters.close()
         parts.views.close()
         parts.journal.flush()
+        statistics.save()
         parts.networking.close()
         os.close(lock)
 
@@ -195,10 +200,10 @@ class Daemon:
         await self._manager.on_keeper_lost()
         return True
 
-    def _serve(self, manager: Manager, parts: Parts) -> Server:
+    def _serve(self, manager: Manager, parts: Parts, statistics: Statistics) -> Server:
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(ManagerInterface(
-            DaemonService(manager, parts, lambda: self._keeper_pid, self._end_all)))
+            DaemonService(manager, parts, statistics, lambda: self._keeper_pid, self._end_all)))
         registry.register_interface(VarlinkServiceInterface(
             "vemgr", "vemgr", vemgr.__version__, "", registry))
         handed_over = listening_socket()

@@ -20,6 +20,7 @@ from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
+from vemgr.runtime.observing.statistics import Statistics
 from vemgr.runtime.scheduling.accounting import Accounting
 from vemgr.runtime.store import storage_errors
 
@@ -27,12 +28,14 @@ from vemgr.runtime.store import storage_errors
 class DaemonService:
     """`end` ends the daemon."""
 
-    def __init__(self, manager: Manager, parts: Parts, keeper_pid: Callable[[], int], end: Callable[[], None]) -> None:
+    def __init__(self, manager: Manager, parts: Parts, statistics: Statistics, keeper_pid: Callable[[], int],
+                 end: Callable[[], None]) -> None:
         self._manager = manager
         self._parts = parts
         self._keeper_pid = keeper_pid
         self._end = end
         self._accounting = Accounting(parts)
+        self._statistics = statistics
 
     def ves(self) -> list[dict[str, Any]]:
         return [instance.summary() for instance in self._manager.instances]
@@ -186,6 +189,9 @@ class DaemonService:
 
     def fitting(self, cpus: str, memory: str) -> dict[str, Any]:
         return self._accounting.fitting(cpus, memory)
+
+    async def statistics(self, names: list[str]) -> list[dict[str, Any]]:
+        return await self._statistics.collect(names)
 
     async def explain(self, name: str) -> dict[str, Any]:
         return await self._accounting.explain(self._manager.instances.get(name))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The figures of all VEs at once. The files of the kernel are read in one thread, the disks in others, with a deadline:
+no VE holds up the answer, and the answer holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from vemgr.core.beancounters import beancounters, needs_watching
+from vemgr.kernel.cgroup_figures import CgroupFigures
+from vemgr.kernel.cgroups import CgroupTree
+from vemgr.kernel.link_counters import LinkCounters, link_counters
+from vemgr.runtime.instances import Instance, Instances, Parts
+from vemgr.runtime.observing.disk_figures import DiskFigures
+from vemgr.runtime.observing.peaks import Peaks
+from vemgr.scheduler.admission import promise_of
+
+log = logging.getLogger(__name__)
+
+_EVERY = 10.0  # seconds between two looks at what the kernel keeps no maximum of
+
+
+class Statistics:
+    def __init__(self, parts: Parts, instances: Instances) -> None:
+        self._parts = parts
+        self._instances = instances
+        self._disks = DiskFigures()
+        self._peaks = Peaks(parts.config.run_dir)
+        self._tree: CgroupTree | None = None
+        self._figures: CgroupFigures | None = None
+        self._watched = True  # whether the last look has found anything to be watched
+
+    async def collect(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """Of the VEs named, or of all, by name; one that does not run has no counters. Raises `NoSuchVE`."""
+        wanted = [self._instances.get(name) for name in dict.fromkeys(names)] or list(self._instances)
+        readings = await self._read([instance for instance in wanted if instance.running])
+        return [self._described(instance, readings.get(instance.name)) for instance in wanted]
+
+    async def watch(self) -> None:
+        """Look now and then, for ever."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            running = [instance for instance in self._instances if instance.running]
+            self._peaks.keep_only({instance.name: instance.pid for instance in running})
+            if self._watched:
+                await self._read(running)
+            elif sized := [instance for instance in running if instance.definition.settings.disk is not None]:
+                await self._read(sized)
+            self._peaks.save()
+
+    def save(self) -> None:
+        self._peaks.save()
+
+    async def _read(self, instances: list[Instance]) -> dict[str, dict[str, int]]:
+        if not instances:
+            return {}
+        pids = {instance.name: instance.pid for instance in instances}
+        sized = {instance.name: instance.pid for instance in instances
+                 if instance.definition.settings.disk is not None}
+        found, disks = await asyncio.gather(asyncio.to_thread(_figures, self._cgroups(), list(pids)),
+                                            self._disks.read(sized))
+        readings, links = found
+        watched = False
+        for instance in instances:
+            name = instance.name
+            if instance.pid != pids[name] or name not in readings:  # it has ended meanwhile
+                readings.pop(name, None)
+                continue
+            of_cgroup = needs_watching(readings[name])
+            watched = watched or bool(of_cgroup)
+            readings[name] |= {**disks.get(name, {}), **self._link(name, links)}
+            self._peaks.note(name, pids[name], needs_watching(readings[name]))
+        self._watched = watched
+        return readings
+
+    def _cgroups(self) -> CgroupFigures:
+        tree = self._parts.tree
+        if self._figures is None or self._tree is not tree:  # a new keeper has brought another
+            self._tree, self._figures = tree, CgroupFigures(tree.base, tree.controllers)
+        return self._figures
+
+    def _link(self, ve: str, links: dict[str, LinkCounters]) -> dict[str, int]:
+        """What has gone through all its links, as the VE sees it: what the host sends it receives."""
+        attachment = self._parts.networking.attachments.get(ve)
+        ports = [links[port] for port in attachment.ports if port in links] if attachment is not None else []
+        if not ports:
+            return {}
+        return {"link.in": sum(port.sent for port in ports), "link.out": sum(port.received for port in ports),
+                "link.in_dropped": sum(port.sent_dropped for port in ports),
+                "link.out_dropped": sum(port.received_dropped for port in ports)}
+
+    def _described(self, instance: Instance, readings: dict[str, int] | None) -> dict[str, Any]:
+        counters: list[dict[str, Any]] = []
+        if readings is not None:
+            settings = instance.in_force
+            promise = promise_of(settings, self._parts.config.scheduler.policy)
+            peaks = self._peaks.note(instance.name, instance.pid, {})
+            counters = beancounters(readings, settings, self._parts.tree.controllers,
+                                    (promise.cpus, promise.memory), peaks)
+        return {"name": instance.name, "state": str(instance.state), "counters": counters}
+
+
+def _figures(cgroups: CgroupFigures, names: list[str]) -> tuple[dict[str, dict[str, int]], dict[str, LinkCounters]]:
+    """What cannot be read is not available; of what else it speaks is said in the log."""
+    links: dict[str, LinkCounters] = {}
+    with contextlib.suppress(OSError):
+        links = link_counters()
+    try:
+        return cgroups.read(names), links
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # the keeper's part of the tree has gone with it
+            log.warning("the figures of VEs cannot be read: %s: %s", error.filename, error.strerror)
+        return {}, links
