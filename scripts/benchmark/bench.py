@@ -37,9 +37,9 @@ QUICK = Sizes(rounds=3, processes=2, bursts=2, burst=8, resident=8)
 class Bench:
     """`missing`: contenders that are not there or do not run on this host, and why."""
 
-    def __init__(self, base: Path, sizes: Sizes, extra: str = "") -> None:
-        """`extra`: further lines for vemgr.toml."""
-        self.base, self.sizes = base, sizes
+    def __init__(self, base: Path, sizes: Sizes, extra: str = "", os_tree: Path | None = None) -> None:
+        """`extra`: further lines for vemgr.toml. `os_tree`: the root of an operating system with systemd."""
+        self.base, self.sizes, self.os_tree = base, sizes, os_tree
         self.missing: dict[str, str] = {}
         self._extra = extra
         self._undo = ExitStack()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from benchmark import environment, inside, report, resident, starting
+from benchmark import booting, environment, inside, report, resident, starting
 from benchmark.bench import QUICK, Bench, Sizes
 from benchmark.contenders import unmount_below
 from benchmark.environment import Watch
@@ -45,6 +45,7 @@ GROUPS = (
     Group(starting.first_instruction, (starting.FIRST, starting.FIRST_P99, starting.FIRST_ISOLATED)),
     Group(starting.burst, (starting.BURST,)),
     Group(starting.process, (starting.PODMAN, starting.PODMAN_BRIDGE, starting.NSPAWN)),
+    Group(booting.boot, (booting.BOOT,)),
     Group(inside.exec_, (inside.EXEC,)),
     Group(inside.built_in_init, (inside.BUILT_IN,)),
     Group(resident.resident, (resident.START, resident.MEMORY, resident.LIST, resident.TEARDOWN)),
@@ -88,6 +89,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write everything there too, every sample included")
     parser.add_argument("--dir", default=_DIRECTORY, help="where all keep their files (default %(default)s)")
     parser.add_argument("--toml", action="append", default=[], metavar="LINE", help="a further line for vemgr.toml")
+    parser.add_argument("--os-tree", type=Path, metavar="DIR",
+                        help="root of an operating system with systemd, for the figure boot; it is written to")
     arguments = parser.parse_args()
     for name in ("runs", "resident"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 2:
@@ -122,7 +125,7 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
 
 def _measure(base: Path, arguments: argparse.Namespace) -> list[Figure]:
     found: list[Figure] = []
-    with Bench(base, _sizes(arguments), "\n".join(arguments.toml)) as bench:
+    with Bench(base, _sizes(arguments), "\n".join(arguments.toml), arguments.os_tree) as bench:
         for group in GROUPS:
             wanted = [each for each in group.definitions if not arguments.only or each.key in arguments.only]
             if wanted:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vemgr.cli import __main__ as command
+from vemgr.cli import main
 
 
 @pytest.mark.parametrize(("text", "found"), [
@@ -103,6 +105,17 @@ def test_a_start(daemon: Callable[[bytes], Daemon], monkeypatch: pytest.MonkeyPa
     assert asked.asked == b'{"method": "org.vemgr.Manager.Start", "parameters": {"name": "web-1"}}\0'
 
 
+@pytest.mark.parametrize("arguments", [("--wait", "web-1"), ("web-1", "--wait")])
+def test_a_start_that_waits(daemon: Callable[[bytes], Daemon], monkeypatch: pytest.MonkeyPatch,
+                            arguments: tuple[str, ...]) -> None:
+    asked = daemon(b"{}\0")
+    assert run(monkeypatch, "start", *arguments) == 0
+    assert json.loads(asked.asked[:-1]) == {"method": "org.vemgr.Manager.Start",
+                                            "parameters": {"name": "web-1", "wait": 120}}
+    timeout = next(option for option in main.start.params if option.name == "timeout")
+    assert timeout.default == 120
+
+
 @pytest.mark.parametrize(("reply", "code", "words"), [
     (b'{"parameters": {}}\0', 0, ""),
     (b'{"error": "org.vemgr.Manager.NoSuchVE", "parameters": {"message": "no such VE: a", "exitCode": 14}}\0', 14,
@@ -129,5 +142,5 @@ def test_all_else_goes_the_long_way(daemon: Callable[[bytes], Daemon], monkeypat
 @pytest.mark.parametrize("name", ["", "../x", "a b", 'a"b', "ä", "-x"])
 def test_other_names_are_for_the_long_way(daemon: Callable[[bytes], Daemon], name: str) -> None:
     asked = daemon(b"{}\0")
-    assert command._start(name) is None
+    assert command._start(name, wait=False) is None
     assert asked.asked == b""

@@ -2,7 +2,7 @@
 """The `vemgr` command: the start of one VE by a short way, all else by way of click.
 
 To read a command line with click and our table of settings takes eight times as long as the start of a VE. Most starts
-say no more than a name, so those go to the daemon before anything else is imported. Whatever is out of the ordinary is
+say no more than a name, or --wait as well, so those go to the daemon before anything else is imported. Whatever is out of the ordinary is
 left to the long way, which has all the words for it.
 """
 
@@ -14,6 +14,7 @@ import sys
 from typing import NoReturn
 
 _DEFAULT_CONFIG, _DEFAULT_RUN_DIR = "/etc/vemgr/vemgr.toml", "/run/vemgr"
+_WAIT = 120  # seconds, as --timeout has it
 _INTERRUPTED = 130  # as a shell says it of SIGINT
 _DONE = b"{}\0"  # in other words it is understood too, a little later
 
@@ -21,9 +22,13 @@ _DONE = b"{}\0"  # in other words it is understood too, a little later
 def main() -> NoReturn:
     _fill_standard_descriptors()
     reply = None
-    if len(sys.argv) == 3 and sys.argv[1] == "start":
+    verb, *words = sys.argv[1:] or [""]
+    wait = "--wait" in words
+    if wait:
+        words.remove("--wait")
+    if verb == "start" and len(words) == 1:
         try:
-            reply = _start(sys.argv[2])
+            reply = _start(words[0], wait=wait)
         except KeyboardInterrupt:
             sys.exit(_INTERRUPTED)
     if reply == _DONE:
@@ -41,7 +46,7 @@ def _fill_standard_descriptors() -> None:
     os.close(fd)
 
 
-def _start(name: str) -> bytes | None:
+def _start(name: str, *, wait: bool) -> bytes | None:
     """The daemon's reply, without its end if the daemon has ended; None when it has not been asked."""
     run_dir = _run_dir(os.environ.get("VEMGR_CONFIG") or _DEFAULT_CONFIG)
     if run_dir is None or name.startswith("-") or not (name.isascii() and name.replace("-", "").isalnum()):
@@ -54,7 +59,9 @@ def _start(name: str) -> bytes | None:
             return None
         reply = b""
         try:
-            daemon.sendall(b'{"method": "org.vemgr.Manager.Start", "parameters": {"name": "%b"}}\0' % name.encode())
+            waiting = b', "wait": %d' % _WAIT if wait else b""
+            daemon.sendall(b'{"method": "org.vemgr.Manager.Start", "parameters": {"name": "%b"%b}}\0' % (
+                name.encode(), waiting))
             while not reply.endswith(b"\0"):
                 part = daemon.recv(65536)
                 if not part:
