@@ -20,7 +20,8 @@ from benchmark.process import run, timed
 from benchmark.tree import make_tree
 from vemgr.core import resources, syscalls
 from vemgr.core.ids import ID_COUNT
-from vemgr.core.plan import CAPABILITIES, Mask, ReadOnly, kernel_operations
+from vemgr.core.plan import Mask, ReadOnly, kernel_operations
+from vemgr.core.privileges import CAPABILITIES
 from vemgr.kernel import seccomp
 
 _ID_BASE = 0x6FFF0000  # below those that vemgr gives out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vemgr.core.ids import ID_COUNT
-from vemgr.core.plan import CAPABILITIES
+from vemgr.core.privileges import CAPABILITIES
 from vemgr.kernel.capabilities import NAMES
 
 

@@ -29,7 +29,8 @@ OTHER = {
     "mac": "02:00:00:00:00:07", "publish": "8080:80 192.0.2.1:53:53/udp [::]:443:443",
     "disk": "10G", "inodes": "100000", "mount": "/srv/a:/a /srv/b:/a/b:ro",
     "hostname": "web.example", "init": "/sbin/init --x 'a b'",
-    "allow": "i386,nesting", "user-namespaces": "0",
+    "allow": "i386,nesting", "feature": "fuse nesting", "device": "/dev/sdb:r:force /dev/ttyUSB0",
+    "capability": "+mknod -net_raw", "user-namespaces": "0",
     "on-boot": "yes", "stop-timeout": "5", "description": "a line",
 }
 

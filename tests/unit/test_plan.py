@@ -13,7 +13,8 @@ import pytest
 from vemgr.core.config import Definition, Settings
 from vemgr.core.layers import Template, Tree
 from vemgr.core.links import Link
-from vemgr.core.plan import CAPABILITIES, Filesystem, Layer, Overlay, Plan, WriteFile
+from vemgr.core.plan import Filesystem, Layer, Overlay, Plan, WriteFile
+from vemgr.core.privileges import CAPABILITIES
 from vemgr.kernel.capabilities import NAMES
 from vemgr.kernel.mounts import MOUNT_ATTR
 from vemgr.runtime.planning import choose_init, make_plan, stop_signal

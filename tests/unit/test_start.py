@@ -83,7 +83,7 @@ class World:
             limits=SimpleNamespace(check=lambda _settings: self.step("limits.check"), apply=self.later("limits.apply"),
                                    controllers=frozenset(),
                                    in_force=lambda _ve: {}),
-            devices=SimpleNamespace(attach=lambda _fd: self.step("devices.attach")),
+            devices=SimpleNamespace(attach=lambda _fd, _rules: self.step("devices.attach")),
             networking=Networking(config), logs=Logs(f"{directory}/run"),
             filters=SimpleNamespace(fd=lambda _allow: -1), disks=Disks(f"{directory}/state/ve"),
             promises=Promises(config.scheduler, 4000, 8 << 30),

@@ -27,6 +27,17 @@ from vemgr.core.links import (
     show_links,
     show_publications,
 )
+from vemgr.core.privileges import (
+    ADDABLE,
+    FEATURES,
+    NONE,
+    PassedDevice,
+    opened,
+    parse_capabilities,
+    parse_devices,
+    parse_features,
+    show_devices,
+)
 from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20
@@ -68,10 +79,18 @@ class Settings:
     hostname: str | None = None
     init: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    feature: tuple[str, ...] = ()
+    device: tuple[PassedDevice, ...] = ()
+    capability: tuple[str, ...] = ()  # "+name" and "-name"
     user_namespaces: int = USER_NAMESPACES
     on_boot: bool = False
     stop_timeout: int = 30  # seconds
     description: str = ""
+
+    @property
+    def opened(self) -> tuple[str, ...]:
+        """The groups of system calls that are closed by default and open in this VE."""
+        return opened(self.allow, self.feature) if self.feature else self.allow
 
 
 @dataclass(frozen=True)
@@ -240,6 +259,15 @@ SETTINGS: tuple[Setting, ...] = (
             "what runs as process 1, empty for the template's own or the built-in one", live=False),
     Setting("allow", "WORD,...", _parse_allow, ",".join,
             f"system calls that are closed by default: {', '.join(ALLOWABLE)}", live=False),
+    Setting("feature", "WORD", parse_features, lambda value: " ".join(value) or NONE,
+            f"what more the VE can do: {', '.join(FEATURES)}; may be given again; 'none' for none", live=False,
+            repeatable=True),
+    Setting("device", "PATH[:rwm][:force]", parse_devices, show_devices,
+            "device of the host, of the same path below /dev in the VE, with what may be done to it; may be given "
+            "again; 'none' for none", live=False, repeatable=True),
+    Setting("capability", "+NAME|-NAME", parse_capabilities, lambda value: " ".join(value) or NONE,
+            f"capability that the VE has (+{' +'.join(ADDABLE)}) or has not beside the usual ones; may be given again; "
+            "'none' for no change", live=False, repeatable=True),
     Setting("user-namespaces", "N", _count(0, _MOST_NAMESPACES), str,
             "how many user namespaces each user inside may have, 0 for none", live=False),
     Setting("on-boot", "yes|no", _parse_flag, lambda value: "yes" if value else "no", "start with the host"),

@@ -14,20 +14,12 @@ from typing import Any, ClassVar
 
 from vemgr.core.ids import ID_COUNT, USER_NAMESPACES
 from vemgr.core.layers import Template
+from vemgr.core.privileges import CAPABILITIES
 
 DISK = "disk"
 NETNS_FD = 30  # a number that is free in a set-up process, which has a dozen descriptors
 TTY_GROUP = 5  # the group of terminals in every distribution
 PAYLOAD_ENVIRONMENT = {"container": "vemgr", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-# What root of a VE may do *to its own VE*. Left out: loading modules, hardware, the clock, the kernel log, device
-# nodes, BPF and performance events, mandatory access control.
-CAPABILITIES = (
-    "audit_write", "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "ipc_lock", "ipc_owner", "kill",
-    "lease", "linux_immutable", "net_admin", "net_bind_service", "net_broadcast", "net_raw", "setfcap", "setgid",
-    "setpcap", "setuid", "sys_admin", "sys_boot", "sys_chroot", "sys_nice", "sys_pacct", "sys_ptrace", "sys_resource",
-    "sys_tty_config",
-)
 
 
 @dataclass(frozen=True)
@@ -100,6 +92,20 @@ class Device(Operation):
     major: int
     minor: int
     mode: int = 0o666
+
+
+@dataclass(frozen=True)
+class HostDevice(Operation):
+    """A device of the host at the same place below the VE's /dev, for its root alone unless `mode` says otherwise.
+    `access`: what the VE's device program allows."""
+
+    kind = "host-device"
+    name: str
+    major: int
+    minor: int
+    block: bool = False
+    mode: int = 0o600
+    access: str = "rwm"
 
 
 @dataclass(frozen=True)
@@ -214,8 +220,8 @@ def _shown(name: str, value: Any) -> str:
 
 _KINDS: dict[str, type[Operation]] = {
     c.kind: c
-    for c in (Layer, Disk, Overlay, Filesystem, Directory, Device, Symlink, Mask, ReadOnly, View, WriteFile, Bind,
-              Sysctl, Console, Notify, Network)
+    for c in (Layer, Disk, Overlay, Filesystem, Directory, Device, HostDevice, Symlink, Mask, ReadOnly, View, WriteFile,
+              Bind, Sysctl, Console, Notify, Network)
 }
 
 
@@ -365,4 +371,18 @@ def kernel_operations() -> tuple[Operation, ...]:
         Filesystem("mqueue", "dev/mqueue", flags=quiet),
         Filesystem("tmpfs", "run", (("mode", "755"), ("size", "20%"), *owner), ("nosuid", "nodev")),
         Console(),
+    )
+
+
+@functools.cache
+def nesting_operations() -> tuple[Operation, ...]:
+    """Another /proc and /sys without masks, out of the way. The kernel lets nobody in a user namespace mount a new one
+    unless he sees one in full (mount_too_revealing in fs/namespace.c)."""
+    quiet = ("nosuid", "nodev", "noexec")
+    return (
+        Directory("dev/.vemgr", 0o755),
+        Directory("dev/.vemgr/proc", 0o555),
+        Filesystem("proc", "dev/.vemgr/proc", flags=quiet),
+        Directory("dev/.vemgr/sys", 0o555),
+        Filesystem("sysfs", "dev/.vemgr/sys", flags=(*quiet, "ro")),
     )

@@ -46,10 +46,10 @@ def close_all_but(keep: Iterable[int]) -> None:
 
 
 def drop_privileges(keep: tuple[str, ...], filter_: bytes) -> None:
-    """Bound the capabilities and install the system call filter: in this order, as the filter needs CAP_SYS_ADMIN
-    of the VE's user namespace and dropping needs CAP_SETPCAP."""
-    capabilities.bound_to(set(keep))
+    """Install the system call filter and bound the capabilities: in this order, as the filter needs CAP_SYS_ADMIN of
+    the VE's user namespace, which may be among those that are dropped."""
     seccomp.install(filter_)
+    capabilities.bound_to(set(keep))
 
 
 def reset_process() -> None:

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from vemgr.core.ids import ID_COUNT
-from vemgr.core.plan import CAPABILITIES, PAYLOAD_ENVIRONMENT
+from vemgr.core.plan import PAYLOAD_ENVIRONMENT
+from vemgr.core.privileges import CAPABILITIES
 from vemgr.keeper import confine
 from vemgr.keeper.protocol import channel_pair, failure, send
 from vemgr.keeper.setup import TIOCGPTPEER, TIOCSPTLCK
@@ -49,6 +50,7 @@ class Command:
     cwd: str
     user: str
     tty: bool
+    capabilities: tuple[str, ...] = CAPABILITIES
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _become_command(command: Command, filter_: bytes, stdio: list[int], channel:
             operation = "open a terminal"
             stdio = _open_terminal(stdio[0], account)
         operation = "drop privileges"
-        confine.drop_privileges(CAPABILITIES, filter_)
+        confine.drop_privileges(command.capabilities, filter_)
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)

@@ -74,12 +74,15 @@ def _enter_ve(program: Program) -> None:
 
 
 def _confine(program: Program, plan: Plan, filter_: bytes) -> None:
-    """In this order: the filter needs CAP_SYS_ADMIN of the VE's user namespace and dropping needs CAP_SETPCAP."""
+    """In this order: the filter needs CAP_SYS_ADMIN of the VE's user namespace, which may be among those dropped."""
     program.step("drop privileges")
     program.call("setgroups", 0, 0)
     program.call("setresgid", 0, 0, 0)
     program.call("setresuid", 0, 0, 0)
     _hide(program)
+    pointer = program.buffer(struct.pack("=H6xQ", len(filter_) // 8, 0))
+    program.call("store64", pointer.plus(8), program.constant(filter_))
+    program.call("seccomp", seccomp.SECCOMP_SET_MODE_FILTER, 0, pointer)
     allowed = {capabilities.NAMES.index(name) for name in plan.capabilities}
     for capability in range(capabilities.count()):
         if capability not in allowed:
@@ -87,9 +90,6 @@ def _confine(program: Program, plan: Plan, filter_: bytes) -> None:
     program.call("prctl", capabilities.PR_CAP_AMBIENT, capabilities.PR_CAP_AMBIENT_CLEAR_ALL)
     header, data = capabilities.capset_arguments(allowed)
     program.call("capset", program.buffer(header), program.constant(data))
-    pointer = program.buffer(struct.pack("=H6xQ", len(filter_) // 8, 0))
-    program.call("store64", pointer.plus(8), program.constant(filter_))
-    program.call("seccomp", seccomp.SECCOMP_SET_MODE_FILTER, 0, pointer)
     # After the change of ids, which clears it: the VE ends with its keeper instead of running unwatched.
     program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     program.call("umask", 0o022)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vemgr.core.plan import Plan
+from vemgr.core.privileges import CAPABILITIES
 from vemgr.keeper.births import Birth, Births
 from vemgr.keeper.children import Child, Children, Process
 from vemgr.keeper.connection import Connection
@@ -105,7 +106,8 @@ class Keeper:
 
     def _exec(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
         init = self._children.init_of(message["ve"])
-        command = Command(tuple(message["argv"]), message["env"], message["cwd"], message["user"], message["tty"])
+        command = Command(tuple(message["argv"]), message["env"], message["cwd"], message["user"], message["tty"],
+                          tuple(message.get("capabilities", CAPABILITIES)))
         number, kind = int(message["id"]), str(message["kind"])
         pid, pidfd, channel = fork_command(command, init.pidfd, fds[0], _read_all(fds[1]), fds[3:])
         birth = Birth(asker, number, kind, init.ve, Process(pid, pidfd), channel)

@@ -175,6 +175,12 @@ class Setup:
                           os.makedev(operation.major, operation.minor))
         self.tree.give_to_ve(dev, name)
 
+    def host_device(self, operation: operations.HostDevice) -> None:
+        dev, name = self.mounted["dev"], encoded(operation.name)
+        kind = stat.S_IFBLK if operation.block else stat.S_IFCHR
+        self.program.call("mknodat", dev, name, operation.mode | kind, os.makedev(operation.major, operation.minor))
+        self.tree.give_to_ve(dev, name)
+
     def symlink(self, operation: operations.Symlink) -> None:
         self.tree.symlink(operation.path, encoded(operation.points_to))
 
@@ -312,6 +318,7 @@ _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
     operations.Filesystem: Setup.filesystem,
     operations.Directory: Setup.directory,
     operations.Device: Setup.device,
+    operations.HostDevice: Setup.host_device,
     operations.Symlink: Setup.symlink,
     operations.Mask: Setup.mask,
     operations.ReadOnly: Setup.read_only,

@@ -92,8 +92,16 @@ class DevicePolicy:
         self._fd = _load(attr)
         os.set_inheritable(self._fd, False)
 
-    def attach(self, cgroup_fd: int) -> None:
-        """Enforce the policy on a cgroup from now on. Raises `OSError`."""
+    def attach(self, cgroup_fd: int, more: tuple[DeviceRule, ...] = ()) -> None:
+        """Enforce the policy on a cgroup from now on. `more`: rules that this one has beside the policy's. Raises
+        `OSError`."""
+        if more:
+            policy = DevicePolicy(DEFAULT_RULES + more)
+            try:
+                policy.attach(cgroup_fd)
+            finally:
+                policy.close()
+            return
         attr = struct.pack("=IIII", cgroup_fd, self._fd, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
         _bpf("bpf(BPF_PROG_ATTACH)", BPF_PROG_ATTACH, attr)
 

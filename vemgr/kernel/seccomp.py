@@ -62,19 +62,21 @@ def assemble(tables_: dict[int, dict[int, str]], allow: frozenset[str]) -> Code:
     refused = syscalls.refusals(allow)
     code = _instruction(_LOAD, _ARCH)
     for arch, names in tables_.items():
-        actions = [_action(names.get(nr), refused) for nr in range(syscalls.NEWEST + 1)] + [_return(_ERRNO | ENOSYS)]
+        actions = [_action(names.get(nr), refused, allow) for nr in range(syscalls.NEWEST + 1)]
+        actions.append(_return(_ERRNO | ENOSYS))
         starts = [(next(group)[0], action) for action, group in groupby(enumerate(actions), key=lambda pair: pair[1])]
         block = _instruction(_LOAD, _NR) + _search(starts)
         code += _instruction(_IF_EQUAL, arch, 1, 0) + _instruction(_JUMP, _length(block)) + block
     return code + _return(_ERRNO | ENOSYS)
 
 
-def _action(name: str | None, refused: dict[str, int]) -> Code:
+def _action(name: str | None, refused: dict[str, int], allow: frozenset[str]) -> Code:
     if name is None:
         return _return(_ERRNO | ENOSYS)
     if name in refused:
         return _return(_ERRNO | refused[name])
-    return b"".join(map(_check, syscalls.CONDITIONS.get(name, ()))) + _return(_ALLOW)
+    conditions = (condition for condition in syscalls.CONDITIONS.get(name, ()) if condition.allow not in allow)
+    return b"".join(map(_check, conditions)) + _return(_ALLOW)
 
 
 def _check(condition: Condition) -> Code:

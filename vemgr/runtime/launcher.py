@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vemgr.core.errors import BadValue, ExecFailed, StartFailed, SystemFailure, Unreachable, VemgrError
-from vemgr.core.plan import Plan, View
+from vemgr.core.plan import HostDevice, Plan, View
 from vemgr.runtime.link import Link
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _BAD_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _ATTACHES = 3  # the version of the keeper's protocol with which consoles came
 _LISTENS = 5  # the one that listens to inits
-_COVERS = 6  # and the one that knows of lxcfs
+_COVERS = 6  # and the one that knows of lxcfs, devices of the host and changed capabilities
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ class Launcher:
             plan = plan.without_notify()
         if self.keeper.version < _COVERS:
             plan = plan.without(View)
+            if any(isinstance(operation, HostDevice) for operation in plan.operations):
+                raise _too_old("give devices to VEs")
         with self._request() as (number, replies):
             self._send({"id": number, "call": "start", "plan": plan.to_json()}, [cgroup_fd, filter_fd])
             try:
@@ -167,6 +169,8 @@ class Launcher:
 
         Raises `BadValue`, `ExecFailed`, `Unreachable`.
         """
+        if "capabilities" in command and self.keeper.version < _COVERS:
+            raise _too_old("bound a command to other capabilities than the usual ones")
         for key in command["env"]:
             if not key or "=" in key:
                 raise BadValue("env", key, "not a name for a variable")
@@ -199,8 +203,7 @@ class Launcher:
     async def attach(self, ve: str, channel: int, *, writes: bool, force: bool) -> str:
         """Hand a client's socket to the console of a VE, which need not run; returns why it was not taken, or ""."""
         if self.keeper.version < _ATTACHES:
-            raise SystemFailure("the keeper is older than this daemon and cannot attach anybody to a console",
-                                remedy="restart vemgr-keeper when its VEs may stop")
+            raise _too_old("attach anybody to a console")
         with self._request() as (number, replies):
             self._send({"id": number, "call": "attach", "ve": ve, "writes": writes, "force": force}, [channel])
             return str(_succeeded((await self._answer(replies))[0])["refusal"])
@@ -214,6 +217,11 @@ class Launcher:
     async def shutdown(self) -> bool:
         """End the keeper; False when something still runs under it."""
         return bool((await self._ask("shutdown"))["ending"])
+
+
+def _too_old(to_do: str) -> SystemFailure:
+    return SystemFailure(f"the keeper is older than this daemon and cannot {to_do}",
+                         remedy="restart vemgr-keeper when its VEs may stop")
 
 
 def _succeeded(message: dict[str, Any]) -> dict[str, Any]:

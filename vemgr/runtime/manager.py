@@ -23,6 +23,7 @@ from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.plan import Plan
+from vemgr.core.privileges import effective
 from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import stopping
 from vemgr.runtime.copies import Copies
@@ -100,6 +101,7 @@ class Manager:
         self._parts.limits.check(settings)
         self._parts.disks.check(name, DEFAULTS, settings, running=False)
         await self._starter.binds(settings)
+        await self._starter.devices(settings)
         await self._parts.networking.choose()
         # Between here and the admission nothing waits, so no other client gets the name, an address or the ids, and
         # nobody takes the template away without seeing who uses it.
@@ -199,6 +201,8 @@ class Manager:
             self._parts.disks.check(name, before.settings, settings, running=instance.running)
             if settings.mount != before.settings.mount:
                 await self._starter.binds(settings)
+            if (settings.device, settings.feature) != (before.settings.device, before.settings.feature):
+                await self._starter.devices(settings)
             differing = changed(before.settings, settings)
             if {"network", "address", "mac", "publish"} & {setting.key for setting in differing}:
                 await self._parts.networking.choose()
@@ -274,14 +278,15 @@ class Manager:
         With the end of the `main` command of an ephemeral VE that VE goes."""
         instance = self.instances.get(name)
         check(name, instance.state, Verb.EXEC)
+        settings = instance.definition.settings
         try:
             cgroup_fd = self._parts.tree.open_for_exec(name)
         except OSError as error:
             raise SystemFailure(f"VE {name}: its cgroup cannot be entered: {error.strerror}") from error
         try:
-            return await self._launcher.exec(name, {**command, "kind": "main" if main else "exec"}, cgroup_fd,
-                                             self._parts.filters.fd(instance.definition.settings.allow), status_fd,
-                                             stdio)
+            bounds = {"capabilities": effective(settings.capability)} if settings.capability else {}
+            return await self._launcher.exec(name, {**command, **bounds, "kind": "main" if main else "exec"}, cgroup_fd,
+                                             self._parts.filters.fd(settings.opened), status_fd, stdio)
         finally:
             os.close(cgroup_fd)
 

@@ -14,12 +14,15 @@ from vemgr.core.plan import (
     Disk,
     Network,
     Notify,
+    Operation,
     Plan,
     View,
     WriteFile,
     kernel_operations,
+    nesting_operations,
     root_operations,
 )
+from vemgr.core.privileges import NESTING, effective
 
 
 def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ def says_that_it_is_up(definition: Definition, template: Template) -> bool:
 
 def make_plan(definition: Definition, template: Template, *, data: str, stage: str, resolv_conf: str,
               image: str | None = None, binds: tuple[Bind, ...] = (),
-              views: tuple[View, ...] = ()) -> Plan:
+              views: tuple[View, ...] = (), devices: tuple[Operation, ...] = ()) -> Plan:
     """`data`: the VE's own layers, unless they are in an image. `stage`: an empty directory of the host.
     `resolv_conf`: text for the VE."""
     own = definition.links[0].addresses if definition.links else ("127.0.1.1",)
@@ -62,6 +65,8 @@ def make_plan(definition: Definition, template: Template, *, data: str, stage: s
         *root,
         *kernel_operations(),
         *views,
+        *(nesting_operations() if NESTING in definition.settings.feature else ()),
+        *devices,
         *([Notify()] if says_that_it_is_up(definition, template) else []),
         Directory("etc"),
         WriteFile("etc/hostname", f"{definition.hostname}\n"),
@@ -73,7 +78,7 @@ def make_plan(definition: Definition, template: Template, *, data: str, stage: s
     return Plan(
         name=definition.name, hostname=definition.hostname, id_base=definition.id_base,
         init=choose_init(definition, template), stage=stage, first=not definition.started, operations=operations,
-        user_namespaces=definition.settings.user_namespaces,
+        capabilities=effective(definition.settings.capability), user_namespaces=definition.settings.user_namespaces,
     )
 
 

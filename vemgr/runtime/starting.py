@@ -16,11 +16,12 @@ from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, TemplateNotFound, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.layers import HOST_TEMPLATE, Template
-from vemgr.core.plan import Bind, Plan
+from vemgr.core.plan import Bind, Operation, Plan
 from vemgr.kernel.netlink import batch
 from vemgr.runtime import stopping
 from vemgr.runtime.binding import bind_operations
 from vemgr.runtime.disks import Storage
+from vemgr.runtime.host_devices import device_operations, device_rules
 from vemgr.runtime.images import OpenDisk
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.launcher import Child, Launcher
@@ -65,7 +66,8 @@ class Starter:
         image = self._parts.disks.image(definition.name, definition.settings)
         return make_plan(definition, template, data=f"{self._parts.store.path(definition.name)}/data", image=image,
                          stage=f"{self._parts.config.run_dir}/stage", resolv_conf=resolv_conf,
-                         binds=await self.binds(definition.settings), views=self._parts.views.operations())
+                         binds=await self.binds(definition.settings), views=self._parts.views.operations(),
+                         devices=await self.devices(definition.settings))
 
     async def binds(self, settings: Settings) -> tuple[Bind, ...]:
         """Raises `BadValue` for what must not be mounted in a VE."""
@@ -73,6 +75,12 @@ class Starter:
             return ()
         own = (self._parts.config.state_dir, self._parts.config.run_dir)
         return await asyncio.to_thread(bind_operations, settings.mount, own)  # a network file system may hang
+
+    async def devices(self, settings: Settings) -> tuple[Operation, ...]:
+        """Raises `BadValue` for a device that must not be given to a VE."""
+        if not settings.device and not settings.feature:
+            return ()
+        return await asyncio.to_thread(device_operations, settings.feature, settings.device)
 
     async def start(self, instance: Instance) -> None:
         """Start a stopped VE whose limits and promises have been checked; on failure everything is as before. The
@@ -91,7 +99,7 @@ class Starter:
             disk = await self.storage(definition, len(template.trees), undo)
             if isinstance(disk, OpenDisk):
                 plan = plan.with_disk(disk.source)
-            cgroup_fd = await self._make_cgroup(definition, undo)
+            cgroup_fd = await self._make_cgroup(definition, plan, undo)
             if definition.links:
                 undo.push_async_callback(self._disconnect, definition.name)
             child = await self._launch(definition, plan, cgroup_fd)
@@ -132,7 +140,7 @@ class Starter:
         if store.trees(definition, count, project):  # a few calls: a thread's wake-up takes longer
             undo.push_async_callback(asyncio.to_thread, store.drop_trees, definition.name)
 
-    async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
+    async def _make_cgroup(self, definition: Definition, plan: Plan, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup with device policy and limits, as a descriptor to be born into."""
         name, tree = definition.name, self._parts.tree
         try:
@@ -142,7 +150,7 @@ class Starter:
             undo.push_async_callback(self.remove_cgroup, name)
             fd = tree.open(name)
             undo.callback(os.close, fd)
-            self._parts.devices.attach(fd)
+            self._parts.devices.attach(fd, device_rules(plan.operations))
         except OSError as error:
             raise SystemFailure(f"VE {name} cannot start: its cgroup cannot be made: {error.strerror}",
                                 path=error.filename, errno=error.errno) from error
@@ -151,7 +159,7 @@ class Starter:
 
     async def _launch(self, definition: Definition, plan: Plan, cgroup_fd: int) -> Child:
         """Again where the random index of a link is taken, once in thousands of times, or still its name."""
-        filter_fd = self._parts.filters.fd(definition.settings.allow)
+        filter_fd = self._parts.filters.fd(definition.settings.opened)
         for attempt in range(1, _LAUNCH_ATTEMPTS + 1):
             links, inside = await self._connect(definition)
             try:
