@@ -2,8 +2,8 @@
 """The `vemgr` command: the start of one VE by a short way, all else by way of click.
 
 To read a command line with click and our table of settings takes eight times as long as the start of a VE. Most starts
-say no more than a name, or --wait as well, so those go to the daemon before anything else is imported. Whatever is out of the ordinary is
-left to the long way, which has all the words for it.
+say no more than a name, or --wait as well, so those go to the daemon before anything else is imported. Whatever is out
+of the ordinary is left to the long way, which has all the words for it.
 """
 
 from __future__ import annotations
