@@ -274,3 +274,8 @@ def test_choosing_works():
     assert {work.name for work in chosen([], quick=True)} < {work.name for work in chosen([], quick=False)}
     with pytest.raises(BadValue, match=r"quake.*there are: start, "):
         chosen(["quake"], quick=True)
+
+
+def test_titles_fit_beside_a_plot():
+    titles = {figure.title: len(figure.title) for work in ALL for figure in work.figures}
+    assert max(titles.values()) <= 42, titles

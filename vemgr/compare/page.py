@@ -24,6 +24,7 @@ others made our tasks wait, is invalid and done again; it is never part of a med
 beforehand or pooled, but for what each kind shares between its instances, such as a guest's image."""
 
 
+_NEAR = plots.Axis(0.7, 1.3, logarithmic=False)
 _APART = ("consolidation", "isolation")  # which have plots of their own
 
 
@@ -100,13 +101,25 @@ def _ratios(page: _Page) -> str:
         lines += [Line(group), *found] if found else []
     if not lines:
         return ""
-    ends = [end for line in lines for mark in line.marks for end in (mark.found.low, mark.found.high)]
-    axis = plots.logarithmic(ends, around=1)
     published = " Hollow diamonds are published figures (see below)." if any(
         mark.series is None for line in lines for mark in line.marks) else ""
     return _plot(page, "Performance beside the host",
                  f"1 is the host without virtualization, more is faster, whatever the unit.{published}",
-                 plots.lanes(lines, axis, "performance as a share of the host's", "performance, host = 1", reference=1))
+                 *_near_and_all(lines))
+
+
+def _near_and_all(lines: list[Line]) -> Iterator[str]:
+    """What is close to the host, where a per cent can be seen; and everything, where that is more."""
+    unit = "performance, host = 1"
+    near = [Line(line.label, [mark for mark in line.marks if _NEAR.low <= mark.found.value <= _NEAR.high])
+            for line in lines]
+    rest = sum(len(line.marks) for line in lines) - sum(len(line.marks) for line in near)
+    near = [line for line, whole in zip(near, lines, strict=True) if line.marks or not whole.marks]
+    if any(line.marks for line in near):
+        yield "<h3>Close to the host</h3>" + plots.lanes(near, _NEAR, "what is close to the host", unit, reference=1)
+    if rest:
+        ends = [end for line in lines for mark in line.marks for end in (mark.found.low, mark.found.high)]
+        yield "<h3>All</h3>" + plots.lanes(lines, plots.logarithmic(ends, around=1), "all shares", unit, reference=1)
 
 
 def _speeds(page: _Page, row: Row) -> list[Mark]:

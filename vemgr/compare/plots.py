@@ -17,7 +17,7 @@ from vemgr.compare.statistics import Estimate
 
 COLOURS = 10
 _WIDTH, _LABELS, _RIGHT = 960, 300, 110
-_LANE, _GAP, _HEADING, _TOP, _BOTTOM = 11, 10, 26, 8, 46
+_LANE, _TEXT_LANE, _GAP, _HEADING, _TOP, _BOTTOM = 11, 15, 10, 26, 8, 46
 _LEFT_TEXT = 12
 
 
@@ -31,6 +31,10 @@ class Mark:
     tells: str
     note: str = ""
 
+    @property
+    def lane(self) -> int:
+        return _TEXT_LANE if self.note else _LANE
+
 
 @dataclass(frozen=True)
 class Line:
@@ -41,7 +45,7 @@ class Line:
 
     @property
     def height(self) -> int:
-        return len(self.marks) * _LANE + _GAP if self.marks else _HEADING
+        return sum(mark.lane for mark in self.marks) + _GAP if self.marks else _HEADING
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,10 @@ def _line(line: Line, axis: Axis, top: float) -> str:
         return f'<text class="heading" x="{_LEFT_TEXT}" y="{top + _HEADING - 8}">{escape(line.label)}</text>'
     middle = top + (line.height - _GAP) / 2 + 4
     parts = [f'<text class="label" x="{_LABELS - 12}" y="{middle}" text-anchor="end">{escape(line.label)}</text>']
-    for number, mark in enumerate(line.marks):
-        parts.append(_mark(mark, axis, top + number * _LANE + _LANE / 2))
     bottom = top + line.height - _GAP / 2
+    for mark in line.marks:
+        parts.append(_mark(mark, axis, top + mark.lane / 2))
+        top += mark.lane
     parts.append(f'<line class="row" x1="{_LEFT_TEXT}" x2="{_WIDTH - 4}" y1="{bottom}" y2="{bottom}"/>')
     return "".join(parts)
 

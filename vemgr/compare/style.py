@@ -45,7 +45,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 svg text { fill: var(--text); font: 13px system-ui, sans-serif; }
 svg .heading { font-weight: 600; }
 svg .tick, svg .axis { fill: var(--dim); font-size: 12px; }
-svg .note { fill: var(--dim); font-size: 12px; }
+svg .note { fill: var(--dim); font-size: 12px; paint-order: stroke; stroke: var(--panel); stroke-width: 4px; }
 svg .grid { stroke: var(--grid); }
 svg .row { stroke: var(--rule); }
 svg .reference { stroke: var(--dim); stroke-width: 1.5; stroke-dasharray: 5 4; }

@@ -17,9 +17,8 @@ from vemgr.compare.workloads.workload import LONG, Stage
 COUNTS = (1, 2, 4)
 _SECONDS = "1"
 STRESSORS = {
-    "cpu": "16 processes that compute", "memory": "one that dirties 64 MiB again and again",
-    "disk": "one that writes and syncs", "fork": "one that forks without end", "network": "one that sends datagrams",
-    "log": "one that floods its console",
+    "cpu": "17 processes that compute", "memory": "one that dirties memory", "disk": "one that writes and syncs",
+    "fork": "one that forks without end", "network": "one that sends datagrams", "log": "one that floods its console",
 }
 _NOWHERE = "192.0.2.1"  # TEST-NET-1 (RFC 5737)
 
