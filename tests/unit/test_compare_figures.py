@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.compare_stand_in import Counting, report
-from vemgr.compare import difference, noise, numbers, schedule
+from vemgr.compare import noise, schedule
 from vemgr.compare.noise import Counters, Noise
+from vemgr.compare.report import difference, numbers
 from vemgr.compare.schedule import Task
 from vemgr.compare.statistics import Estimate, estimate, median, percentile, ratio
 

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.compare_stand_in import QUIET, Counting, header, report
-from vemgr.compare import page, plots, schema, summary, table
-from vemgr.compare.literature import FELTER
+from vemgr.compare import schema
+from vemgr.compare.report import page, plots, summary, table
+from vemgr.compare.report.literature import FELTER
+from vemgr.compare.report.style import STYLE
 from vemgr.compare.schema import Absent, Column, Sample
 from vemgr.compare.statistics import Estimate
-from vemgr.compare.style import STYLE
 from vemgr.compare.workloads.catalogue import ALL, chosen
 from vemgr.core.errors import BadValue
 
@@ -124,7 +125,7 @@ def test_a_loss_within_chance_is_none():
 @pytest.mark.parametrize(("lines", "why"), [
     ([], "not measured yet"),
     ([sample(invalid="steal"), sample(invalid="steal", attempt=2)], "too noisy: none of 2 runs is valid"),
-    ([sample(error="bad", values={})], "all of 1 runs have failed"),
+    ([sample(error="bad", values={})], "all of 1 runs have failed, the last one so: bad"),
     ([sample(values={})], "this kind cannot tell"),
     ([Absent(workload="cost", driver="ve", why="no luck")], "no luck"),
 ])

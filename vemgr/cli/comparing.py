@@ -15,10 +15,11 @@ import click
 
 from vemgr.api.location import load_config
 from vemgr.cli import connection
-from vemgr.compare import comparison, difference, keeping, numbers, page, schema, table
+from vemgr.compare import comparison, keeping, schema
 from vemgr.compare.comparison import Wish
 from vemgr.compare.driver import Context, Resources
 from vemgr.compare.progress import Lines, Progress, Terminal
+from vemgr.compare.report import difference, numbers, page, table
 from vemgr.core.errors import BadValue
 from vemgr.core.resources import parse_size
 

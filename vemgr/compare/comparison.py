@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import vemgr
-from vemgr.compare import drivers, keeping, page, schema, table
+from vemgr.compare import drivers, keeping, schema
 from vemgr.compare.campaign import Campaign, prepared
 from vemgr.compare.driver import Context, Driver, Resources
 from vemgr.compare.environment import describe
 from vemgr.compare.keeping import Kept
 from vemgr.compare.progress import Progress
+from vemgr.compare.report import page, table
 from vemgr.compare.schema import Column, Header, Report, Work
 from vemgr.compare.workloads.catalogue import chosen
 from vemgr.compare.workloads.probing import build_probe

@@ -75,7 +75,7 @@ def _cpu_model() -> str:
 
 def _virtualization() -> str:
     if shutil.which("systemd-detect-virt"):
-        found = _said(["systemd-detect-virt"])
+        found = _said(["systemd-detect-virt", "--vm"])
         if found:
             return "no virtual machine" if found == "none" else f"a virtual machine ({found})"
     flags = _read("/proc/cpuinfo")

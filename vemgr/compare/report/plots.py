@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vemgr.compare.numbers import digits
+from vemgr.compare.report.numbers import digits
 from vemgr.compare.statistics import Estimate
 
 COLOURS = 10

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vemgr.compare.schema import FACT, Column, Figure, Report, Work
@@ -48,7 +48,8 @@ def _cell(report: Report, work: Work, figure: Figure, driver: str) -> Cell:
     runs = [each for each in report.samples if (each.workload, each.driver) == (work.name, driver) and each.round]
     invalid, failed = sum(bool(each.invalid) for each in runs), sum(bool(each.error) for each in runs)
     if not values:
-        why = report.why_absent(work.name, driver) or _why_none(len(runs), invalid, failed)
+        errors = [each.error for each in runs if each.error]
+        why = report.why_absent(work.name, driver) or _why_none(len(runs), invalid, errors)
         return Cell(None, None, why, invalid, failed)
     speed = None
     if host and driver != HOST and min(values) > 0 and figure.unit != FACT:
@@ -56,11 +57,11 @@ def _cell(report: Report, work: Work, figure: Figure, driver: str) -> Cell:
     return Cell(estimate(values), speed, "", invalid, failed)
 
 
-def _why_none(runs: int, invalid: int, failed: int) -> str:
+def _why_none(runs: int, invalid: int, errors: Sequence[str]) -> str:
     if invalid:
         return f"too noisy: none of {runs} runs is valid"
-    if failed:
-        return f"all of {failed} runs have failed"
+    if errors:
+        return f"all of {runs} runs have failed, the last one so: {errors[-1]}"
     return "this kind cannot tell" if runs else "not measured yet"
 
 

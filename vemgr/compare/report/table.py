@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from vemgr.compare.literature import FELTER, SOURCE
-from vemgr.compare.numbers import digits, with_unit
+from vemgr.compare.report.literature import FELTER, SOURCE
+from vemgr.compare.report.numbers import digits, with_unit
+from vemgr.compare.report.summary import HOST, Cell, Row, losses, rows, usable
 from vemgr.compare.schema import Report
-from vemgr.compare.summary import HOST, Cell, Row, losses, rows, usable
 
 TCG = "TCG: software emulation, not hardware virtualization"
 
