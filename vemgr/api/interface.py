@@ -147,6 +147,14 @@ class Explanation(TypedDict):
     knobs: list[Knob]
 
 
+class Finding(TypedDict):
+    check: str
+    level: str
+    fact: str
+    meaning: str
+    remedy: str
+
+
 class Beancounter(TypedDict):
     resource: str
     unit: str
@@ -232,6 +240,7 @@ class Service(Protocol):
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
     def fitting(self, cpus: str, memory: str) -> dict[str, Any]: ...
+    async def examine(self, installed: str) -> list[dict[str, Any]]: ...
     async def statistics(self, names: list[str]) -> list[dict[str, Any]]: ...
     async def explain(self, name: str) -> dict[str, Any]: ...
     async def shutdown(self) -> None: ...
@@ -452,6 +461,12 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """What a VE has been promised, is entitled to when all VEs want all they can get, and uses; and for each file
         of its cgroup the value, what it should be, and why. A VE that does not run as if it had just been started."""
         return await self._service.explain(name)  # type: ignore[return-value]
+
+    @varlinkmethod(return_parameter="findings")
+    async def Examine(self, *, installed: str) -> list[Finding]:
+        """Check the host: of each fact whether it is "ok", or "warn" or "fail", what that means for VEs, and a command
+        or something else that helps. `installed`: the version that the daemon should have."""
+        return await self._service.examine(installed)  # type: ignore[return-value]
 
     @varlinkmethod(return_parameter="ves")
     async def GetStatistics(self, *, names: list[str] | None = None) -> list[Statistics]:

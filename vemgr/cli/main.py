@@ -15,6 +15,7 @@ from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
 from vemgr.cli import completion, connection, console, ending, execute, keys, logs, tables
 from vemgr.cli.copies import clone, create_template, rename
+from vemgr.cli.doctor import doctor
 from vemgr.cli.edit import edit
 from vemgr.cli.events import events
 from vemgr.cli.files import pull, push
@@ -68,6 +69,7 @@ def cli(context: click.Context, config: str) -> None:
     context.obj = config
 
 
+cli.add_command(doctor)
 cli.add_command(events)
 cli.add_command(network)
 cli.add_command(scheduler)

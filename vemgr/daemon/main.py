@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -284,13 +285,20 @@ def _listen(path: str) -> socket.socket:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="vemgrd", description="The vemgr daemon.")
     parser.add_argument("--config", default=DEFAULT_PATH, help="host configuration (default: %(default)s)")
+    parser.add_argument("--doctor", action="store_true", help="check the host, print JSON, and do nothing else")
     options = parser.parse_args()
     # Howto of the standard library, "Optimization": what our format does not show is not looked for, line by line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(_main(load_config(options.config)))
+        config = load_config(options.config)
+        if options.doctor:
+            from vemgr.runtime.doctor.examination import examine_without_daemon  # noqa: PLC0415  (not for a daemon)
+
+            print(json.dumps(examine_without_daemon(config)))
+            return
+        asyncio.run(_main(config))
     except VemgrError as error:
         print(f"vemgrd: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -190,6 +190,19 @@ class DaemonService:
     def fitting(self, cpus: str, memory: str) -> dict[str, Any]:
         return self._accounting.fitting(cpus, memory)
 
+    async def examine(self, installed: str) -> list[dict[str, Any]]:
+        # Seldom asked for, and nothing that every daemon should carry.
+        from vemgr.runtime.doctor.examination import examine  # noqa: PLC0415
+        from vemgr.runtime.doctor.findings import Site  # noqa: PLC0415
+        from vemgr.runtime.doctor.reading import ThisHost  # noqa: PLC0415
+
+        await self._parts.networking.choose()
+        subnets = {network["bridge"]: network["subnet"] for network in self._parts.networking.describe()}
+        running = frozenset(instance.name for instance in self._manager.instances if instance.running)
+        site = Site(self._parts.config, vemgr.__version__, installed, daemon=True, cgroup=self._parts.tree.base,
+                    running=running, subnets=subnets)
+        return await asyncio.to_thread(examine, ThisHost(), site)
+
     async def statistics(self, names: list[str]) -> list[dict[str, Any]]:
         return await self._statistics.collect(names)
 

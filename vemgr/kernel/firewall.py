@@ -90,6 +90,10 @@ class Firewall:
         """The tables as `nft list table` prints them, empty when there are none."""
         return "".join(self._run(f"list table {family} {self.table}") for family in self._existing())
 
+    def run_json(self, command: str) -> str:
+        """What nft prints for a command that changes nothing, as JSON (libnftables-json(5)). Raises SystemFailure."""
+        return self._run(command, NFT_CTX_OUTPUT_JSON)
+
     def _refuse_foreign(self) -> None:
         for family in self._existing():
             if not self._marked(family):
