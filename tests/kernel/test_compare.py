@@ -2,11 +2,13 @@
 """The drivers of the comparison: each does what the interface says, and a run that is killed leaves nothing."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,14 @@ import pytest
 from tests.kernel.conftest import eventually
 from vemgr.compare import drivers
 from vemgr.compare.driver import Background, CommandTimedOut, Context, Driver, Instance, Resources
+from vemgr.compare.guests import accelerator
+from vemgr.compare.guests.accelerator import Verdict
+from vemgr.compare.guests.domain import VIRTIO
+from vemgr.compare.guests.driver import processes_of
+from vemgr.compare.guests.kernel import find
 
+#: Where `vemgr compare kernel` has put one, if somebody has said it here.
+FETCHED = Path("/var/lib/vemgr/compare/kernel")
 RESOURCES = Resources(1, 256 << 20)
 # The last ones share all that the other tests look at with those before them.
 LOCAL = ["host", "ve", "crun", "runc", "podman", "lxc", "systemd-nspawn"]
@@ -131,6 +140,74 @@ def test_what_a_killed_run_left_is_removed(name, context, fresh):
     assert driver.clean() == []
     driver.close()
     fresh.assert_traces(before)
+
+
+# A guest that runs, for one to kill; what it says of itself is a line of JSON.
+GUEST = """
+import json, sys, time
+from pathlib import Path
+from vemgr.compare import drivers
+from vemgr.compare.driver import Context, Resources
+name, directory, tree = sys.argv[1:]
+driver = drivers.driver(name, Context(Path(directory), "", ""))
+driver.prepare(Path(tree), Resources(1, 256 << 20), Path(directory) / name)
+guest = driver.start("cmp-guest", Resources(1, 256 << 20))
+done = guest.run(["sh", "-c", "cat; hostname; exit 7"], timeout=120, input=b"input ")
+ping = guest.run(["ping", "-c", "1", guest.address.rpartition(".")[0] + ".1"], timeout=120)
+print(json.dumps({"label": driver.label, "first": guest.first_instruction, "up": guest.up, "memory": guest.memory(),
+                  "disk": driver.disk_bytes(), "code": done.code, "out": done.stdout.decode(), "ping": ping.code}),
+      flush=True)
+time.sleep(1000)
+"""
+CLEAN = """
+import json, sys
+from pathlib import Path
+from vemgr.compare import drivers
+from vemgr.compare.driver import Context
+driver = drivers.driver(sys.argv[1], Context(Path(sys.argv[2]), "", ""))
+print(json.dumps(driver.clean()))
+driver.close()
+"""
+
+
+def test_a_guest_and_what_is_left_of_it(context, fresh):
+    """Under TCG, which works everywhere; what decides for KVM is tried in the unit ring."""
+    name = "kvm-virtio"
+    driver = drivers.driver(name, context)
+    context.directory.mkdir()
+    if FETCHED.is_dir():
+        (context.directory / "kernel").symlink_to(FETCHED)
+    if kernel := find(context.directory, VIRTIO.modules):
+        verdict = Verdict("tcg", "the test wants it so", accelerator.state_of_host(kernel))
+        (context.directory / "accelerator.json").write_text(json.dumps(asdict(verdict)))
+    why = driver.probe()
+    driver.close()
+    if why:
+        assert any(word in why for word in ("install", "'vemgr compare kernel'", "x86_64 only")), why
+        pytest.skip(why)
+
+    def inside(script, *arguments):  # its bridge and tap are not for the host
+        return subprocess.Popen(["nsenter", f"--net=/run/netns/{fresh.netns}", sys.executable, "-c", script, name,
+                                 str(context.directory), *arguments], env=fresh.environment(), stdout=subprocess.PIPE,
+                                text=True)
+
+    links = fresh.links()
+    run = inside(GUEST, str(template_tree(fresh)))
+    try:
+        said = json.loads(run.stdout.readline())
+        assert processes_of("cmp-guest") and len(fresh.links()) == len(links) + 2
+    finally:
+        run.kill()
+        run.communicate()
+    assert said["label"].endswith("TCG: software emulation, not hardware virtualization")
+    assert 0 < said["first"] <= said["up"] and said["memory"] > 32 << 20 and said["disk"] > 0
+    assert (said["code"], said["out"], said["ping"]) == (7, "input cmp-guest\n", 0)
+
+    removed = json.loads(inside(CLEAN).communicate(timeout=60)[0])
+    assert removed[0] == "guest cmp-guest" and removed[1].startswith("bridge vecmp")
+    assert processes_of("cmp-guest") == []
+    eventually(lambda: fresh.links() == links, fresh.links)
+    assert not [*context.directory.glob("guests/cmp-guest*")]
 
 
 def test_the_list_of_drivers(fresh):

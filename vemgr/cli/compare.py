@@ -34,15 +34,31 @@ def compare() -> None:
     """The same work under every kind of virtualization that this host can run."""
 
 
+def directory_of(context: click.Context) -> Path:
+    """Where images, journals and the kernel of the guests are."""
+    return Path(load_config(context.find_object(str) or DEFAULT_PATH).state_dir) / "compare"
+
+
 def context_of(context: click.Context, *, template: str = "", uri: str = "") -> Context:
     """What drivers are made with. Starts the daemon where that is ours to do, and then takes this process into a mount
     namespace where that is what runtimes need."""
     config = context.find_object(str) or DEFAULT_PATH
+    directory = directory_of(context)
     with contextlib.suppress(VemgrError):  # the driver 've' says why, and the others need no daemon
         connection.connect(config).close()
     with contextlib.suppress(VemgrError, OSError):  # those that need it say that they cannot start
         stage.enter()
-    return Context(Path(load_config(config).state_dir) / "compare", config, template, uri)
+    return Context(directory, config, template, uri)
+
+
+@compare.command()
+@click.pass_context
+def kernel(context: click.Context) -> None:
+    """Fetch a kernel for the guests, where this host has none with the modules they need."""
+    from vemgr.compare.guests import kernel as kernels  # noqa: PLC0415
+
+    directory = directory_of(context)
+    click.echo(f"kernel {kernels.fetch(directory)} is in {directory / 'kernel'}")
 
 
 @compare.command()
@@ -55,7 +71,10 @@ def drivers(context: click.Context, as_json: bool, uri: str) -> None:
     rows = []
     for name in registry.NAMES:
         driver = registry.driver(name, made_with)
-        why = driver.probe()
+        try:
+            why = driver.probe()
+        finally:
+            driver.close()
         rows.append({"name": name, "label": driver.label, "available": not why, "why": why})
     if as_json:
         tables.as_json(rows)

@@ -15,6 +15,23 @@ def _ve(context: Context) -> Driver:
     return VEDriver(context)
 
 
+def _guest(name: str) -> Callable[[Context], Driver]:
+    def make(context: Context) -> Driver:
+        from vemgr.compare.guests.domain import EMULATED, VIRTIO  # noqa: PLC0415
+        from vemgr.compare.guests.driver import GuestDriver  # noqa: PLC0415
+
+        if name == "kvm-virtio":
+            return GuestDriver(context, name, "paravirtual devices (virtio)", VIRTIO)
+        return GuestDriver(context, name, "emulated devices", EMULATED)
+    return make
+
+
+def _xen(context: Context) -> Driver:
+    from vemgr.compare.guests.xen import XenDriver  # noqa: PLC0415
+
+    return XenDriver(context)
+
+
 def _local(name: str) -> Callable[[Context], Driver]:
     def make(context: Context) -> Driver:
         from vemgr.compare.host import Host  # noqa: PLC0415
@@ -31,6 +48,7 @@ def _local(name: str) -> Callable[[Context], Driver]:
 
 _MAKERS: dict[str, Callable[[Context], Driver]] = {
     "host": _local("host"), "ve": _ve,
+    "kvm-virtio": _guest("kvm-virtio"), "kvm-emulated": _guest("kvm-emulated"), "xen-pv": _xen,
     **{name: _local(name) for name in ("crun", "runc", "podman", "lxc", "systemd-nspawn")},
 }
 NAMES = tuple(_MAKERS)

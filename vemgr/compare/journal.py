@@ -59,7 +59,8 @@ class Journal:
             self._fd = -1
 
     def _create(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (self._directory.parent, self._directory):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Under another name until it is locked, or a run that cleans up would take it for one of the dead.
         self._path = self._directory / f"{self._driver}.{secrets.token_hex(4)}"
         new = self._path.with_name(f".new-{self._path.name}")
