@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the scheduler tells and refuses on this host's kernel, whichever controllers it has."""
 
+import asyncio
 import os
+import subprocess
 
 import pytest
+
+from vemgr.kernel.cgroups import cgroup2_mountpoint
+from vemgr.kernel.pressure import Trigger, stalled
 
 
 def test_capacity_is_that_of_the_host(vemgr):
@@ -46,3 +51,50 @@ def test_a_configuration_that_is_wrong(vemgr, tmp_path, text, code):
     config = tmp_path / "vemgr.toml"
     config.write_text(f"{text}\n")
     assert "scheduler" in vemgr("--config", str(config), "list", code=code).stderr
+
+
+def test_a_policy_is_switched_and_outlives_the_daemon(fresh):
+    assert fresh.out("scheduler", "policy") == "balanced\n"
+    fresh("scheduler", "policy", "dense")
+    assert fresh.json("scheduler", "capacity")["resources"][0]["overcommit"] == 4
+    assert "dense, was balanced" in fresh.out("scheduler", "events")
+    fresh.kill(fresh.daemon_pid())
+    assert fresh.out("scheduler", "policy") == "dense (vemgr.toml: balanced)\n"
+    assert "balanced, dense" in fresh("scheduler", "policy", "generous", code=21).stderr
+    fresh("scheduler", "policy", "balanced")
+    assert fresh.json("scheduler", "policy") == {"policy": "balanced", "configured": "balanced"}
+
+
+def test_pressure_wakes(tmp_path):
+    """More busy processes than CPUs in a cgroup wait for a CPU, and the kernel says so."""
+    group = f"{cgroup2_mountpoint()}/vemgr-pressure-{os.getpid()}"
+    os.mkdir(group)
+    busy = []
+    try:
+        try:
+            trigger = Trigger(f"{group}/cpu.pressure")
+        except OSError as error:
+            pytest.skip(f"this kernel has no pressure triggers: {error}")
+
+        async def wait_for_it():
+            woken = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.add_reader(trigger.fileno(), woken.set)
+            await asyncio.sleep(0.1)
+            assert not woken.is_set()
+            for _ in range(2 * os.cpu_count()):
+                busy.append(subprocess.Popen(["sh", "-c", f"echo $$ > {group}/cgroup.procs; while :; do :; done"]))
+            async with asyncio.timeout(60):
+                await woken.wait()
+            assert trigger.take()
+            loop.remove_reader(trigger.fileno())
+
+        asyncio.run(wait_for_it())
+        with open(f"{group}/cpu.pressure") as file:
+            assert stalled(file.read()) >= 100_000
+        trigger.close()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        os.rmdir(group)

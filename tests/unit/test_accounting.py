@@ -13,6 +13,7 @@ from vemgr.core.scheduling import parse_scheduler
 from vemgr.kernel.cgroups import VECgroup
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance
+from vemgr.runtime.journal import Journal
 from vemgr.runtime.scheduling import accounting
 from vemgr.runtime.scheduling.accounting import Accounting
 from vemgr.runtime.scheduling.promises import Promises, host_resources
@@ -22,7 +23,7 @@ from vemgr.scheduler.shares import cpu_shares
 GIB = 1 << 30
 FILES = {"cpu.stat": "usage_usec 5000\nuser_usec 1\n", "memory.current": f"{3 << 20}\n", "cpu.weight": "100\n",
          "cpu.max": "150000 100000\n", "memory.min": "0\n", "memory.low": "0\n", "memory.max": f"{GIB}\n",
-         "memory.swap.max": "0\n"}
+         "memory.high": "max\n", "memory.swap.max": "0\n", "pids.max": "max\n"}
 
 
 class Tree:
@@ -39,7 +40,7 @@ class Tree:
 def host(tmp_path, monkeypatch):
     monkeypatch.setattr(accounting, "_LOOK", 0.01)
     promises = Promises(parse_scheduler({"reserve-cpus": "0%/0/0", "reserve-memory": "0%/1G/1G"}), 4000, 9 * GIB)
-    return SimpleNamespace(promises=promises, tree=Tree(tmp_path), base=tmp_path)
+    return SimpleNamespace(promises=promises, tree=Tree(tmp_path), base=tmp_path, journal=Journal())
 
 
 def instance(host, name, running=True, files=FILES, **texts):

@@ -171,8 +171,12 @@ def test_what_fits(daemon, run):
 def test_explain(daemon, run, state, value, text):
     share = {"resource": "cpus", "guarantee": "0", "limit": "1", "weight": 100, "entitled": "0.5", "used": ""}
     daemon.answers["Explain"] = {"name": "web1", "state": state, "policy": "balanced", "shares": [share], "knobs": [
-        {"file": "cpu.max", "value": value, "wanted": "100 100000", "reason": "why"}]}
-    assert run("scheduler", "explain", "web1") == (0, (
+        {"file": "cpu.max", "value": value, "wanted": "100 100000", "reason": "why"}],
+        "decisions": [{"number": 1, "time": 0.0, "kind": "restored", "ve": "web1", "detail": "pids.max", "count": 1}]}
+    code, text_out, complaints = run("scheduler", "explain", "web1")
+    text_out, _, last = text_out.partition("\nwhat was done last:\n")
+    assert last.endswith("  web1  restored  pids.max\n")
+    assert (code, text_out, complaints) == (0, (
         f"web1: {state}, policy balanced\n"
         "RESOURCE  GUARANTEE  LIMIT  WEIGHT  ENTITLED  USED\n"
         "cpus      0          1      100     0.5       -\n"

@@ -139,14 +139,6 @@ class Knob(TypedDict):
     reason: str
 
 
-class Explanation(TypedDict):
-    name: str
-    state: str
-    policy: str
-    shares: list[Share]
-    knobs: list[Knob]
-
-
 class Finding(TypedDict):
     check: str
     level: str
@@ -179,6 +171,20 @@ class EventInfo(TypedDict):
     ve: str
     detail: str
     count: int
+
+
+class PolicyInfo(TypedDict):
+    policy: str
+    configured: str
+
+
+class Explanation(TypedDict):
+    name: str
+    state: str
+    policy: str
+    shares: list[Share]
+    knobs: list[Knob]
+    decisions: list[EventInfo]
 
 
 class Events(TypedDict):
@@ -243,6 +249,8 @@ class Service(Protocol):
     async def examine(self, installed: str) -> list[dict[str, Any]]: ...
     async def statistics(self, names: list[str]) -> list[dict[str, Any]]: ...
     async def explain(self, name: str) -> dict[str, Any]: ...
+    def policy(self) -> dict[str, Any]: ...
+    async def set_policy(self, policy: str) -> None: ...
     async def shutdown(self) -> None: ...
 
 
@@ -435,7 +443,8 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """What has happened, to one VE if `name` is given, since a Unix time; with follow also what will happen, as
         soon as it does. Kinds: created, started, stopped, crashed, rebooted, suspended, resumed, set, destroyed; from
         the kernel's counters oom, oom-kill, memory-high, memory-max, pids-max, where count says how often since the
-        last such event; and gap: this reader was too slow, and count events are left out."""
+        last such event; from the scheduler reclaimed, restored, unmet, policy; and gap: this reader was too slow, and
+        count events are left out."""
         async for events in self._service.events(name or "", since or 0.0, bool(follow)):
             yield AnnotatedResult({"events": events}, continues=True)
         yield AnnotatedResult({"events": []})
@@ -459,7 +468,8 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     @varlinkmethod
     async def Explain(self, *, name: str) -> Explanation:
         """What a VE has been promised, is entitled to when all VEs want all they can get, and uses; and for each file
-        of its cgroup the value, what it should be, and why. A VE that does not run as if it had just been started."""
+        of its cgroup the value, what it should be, and why; and what
+        the scheduler did to it last. A VE that does not run as if it had just been started."""
         return await self._service.explain(name)  # type: ignore[return-value]
 
     @varlinkmethod(return_parameter="findings")
@@ -475,6 +485,17 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         this host, or there is no such thing. Of "cpus" (in us), "io-", "iops-" and "net-", `held` is what was used so
         far, and limit and guarantee are per second. A VE that does not run has no counters."""
         return await self._service.statistics(names or [])  # type: ignore[return-value]
+
+    @varlinkmethod
+    def GetPolicy(self) -> PolicyInfo:
+        """What counts as promised, and what vemgr.toml says to that."""
+        return self._service.policy()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def SetPolicy(self, *, policy: str) -> None:
+        """Switch the policy, "guaranteed", "balanced" or "dense", until the host is started again. Refused where what
+        runs does not fit the host by it."""
+        await self._service.set_policy(policy)
 
     @varlinkmethod
     async def RestoreNetwork(self) -> None:

@@ -14,6 +14,7 @@ import click
 from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH, load_config
 from vemgr.core.errors import VemgrError
+from vemgr.core.scheduling import Policy
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -41,6 +42,10 @@ def templates(context: click.Context, _parameter: click.Parameter, incomplete: s
 def networks(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     known = [found["name"] for found in _ask(context, "GetHost", "networks")]
     return [name for name in [*known, "none"] if known and name.startswith(incomplete)]
+
+
+def policies(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [policy for policy in Policy if policy.startswith(incomplete)]
 
 
 def files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -7,11 +7,13 @@ import json
 import re
 import sys
 import time
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
 import click
 
+from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH
 from vemgr.cli import completion, connection
 
@@ -31,24 +33,34 @@ def _since(_context: click.Context, _parameter: click.Parameter, text: str) -> f
         raise click.BadParameter("say 90s, 10m, 2h, 1d, or a time such as '2026-11-22 21:00'") from None
 
 
+follow_option = click.option("-f", "--follow", is_flag=True, help="Go on as more happens.")
+since_option = click.option("--since", callback=_since, default="", metavar="TIME",
+                            help="10m, 2h, 1d, or a time; all by default.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+
+
 @click.command()
 @click.argument("name", required=False, default="", shell_complete=completion.ves())
-@click.option("-f", "--follow", is_flag=True, help="Go on as more happens.")
-@click.option("--since", callback=_since, default="", metavar="TIME",
-              help="10m, 2h, 1d, or a time; all by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+@follow_option
+@since_option
+@json_option
 @click.pass_context
 def events(context: click.Context, name: str, follow: bool, since: float, as_json: bool) -> None:
     """What has happened to VEs: starts and ends, limits that were hit."""
-    client = connection.connect(context.find_object(str) or DEFAULT_PATH)
-    wanted = {"name": name, "since": since, "follow": follow}
+    show(connection.connect(context.find_object(str) or DEFAULT_PATH),
+         {"name": name, "since": since, "follow": follow}, as_json)
+
+
+def show(client: Client, wanted: dict[str, Any], as_json: bool, kinds: Collection[str] = ()) -> None:
+    """Print events, of some kinds or of all."""
     for reply in client.stream("WatchEvents", wanted):
         for event in reply["events"]:
-            click.echo(json.dumps(event, sort_keys=True) if as_json else _line(event))
+            if not kinds or event["kind"] in kinds:
+                click.echo(json.dumps(event, sort_keys=True) if as_json else line(event))
         sys.stdout.flush()
 
 
-def _line(event: dict[str, Any]) -> str:
+def line(event: dict[str, Any]) -> str:
     when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M:%S")
     times = f" x{event['count']}" if event["count"] > 1 else ""
     return f"{when}  {event['ve'] or '-'}  {event['kind']}{times}  {event['detail']}".rstrip()

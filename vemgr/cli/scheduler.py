@@ -11,7 +11,10 @@ import click
 from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH
 from vemgr.cli import completion, connection, tables
+from vemgr.cli.events import follow_option, line, show, since_option
+from vemgr.cli.events import json_option as events_json_option
 from vemgr.core.errors import BadValue, SystemFailure
+from vemgr.core.events import SCHEDULER
 from vemgr.core.resources import format_cpus
 
 _SCENARIOS = Path(__file__).parents[1] / "scheduler/scenarios"
@@ -92,6 +95,10 @@ def explain(context: click.Context, name: str, as_json: bool) -> None:
     click.echo()
     for knob in found["knobs"]:
         click.echo(f"{knob['file']} {_state_of(knob, found['state'])}: {knob['reason']}")
+    if found["decisions"]:
+        click.echo("\nwhat was done last:")
+    for event in found["decisions"]:
+        click.echo(line(event))
 
 
 def _state_of(knob: dict[str, str], state: str) -> str:
@@ -99,6 +106,35 @@ def _state_of(knob: dict[str, str], state: str) -> str:
         return f"= {knob['value']}" + (f", should be {knob['wanted']}" if knob["value"] != knob["wanted"] else "")
     missing = "is not there on this host, " if state != "stopped" else ""
     return f"{missing}would be {knob['wanted']}"
+
+
+@scheduler.command()
+@click.argument("name", required=False, default="", shell_complete=completion.ves())
+@follow_option
+@since_option
+@events_json_option
+@click.pass_context
+def events(context: click.Context, name: str, follow: bool, since: float, as_json: bool) -> None:
+    """What the scheduler has done, and why; what others have changed; guarantees that were not kept."""
+    show(_client(context), {"name": name, "since": since, "follow": follow}, as_json, SCHEDULER)
+
+
+@scheduler.command()
+@click.argument("name", required=False, default="", shell_complete=completion.policies)
+@json_option
+@click.pass_context
+def policy(context: click.Context, name: str, as_json: bool) -> None:
+    """Show what counts as promised, or switch it until the host is started again."""
+    client = _client(context)
+    if name:
+        client.call("SetPolicy", {"policy": name})
+        return
+    found = client.call("GetPolicy")
+    if as_json:
+        tables.as_json(found)
+    else:
+        differs = found["policy"] != found["configured"]
+        click.echo(found["policy"] + (f" (vemgr.toml: {found['configured']})" if differs else ""))
 
 
 def _scenarios(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -12,7 +12,8 @@ VE_SHARE = 256  # of one VE: one that reboots or runs into its limits all day do
 
 
 class Kind(StrEnum):
-    """Stable names. `count` of the last five: how often since the VE's last event of this kind."""
+    """Stable names. `count` of those from `OOM` to `PIDS_MAX`: how often since the VE's last event of
+    this kind."""
 
     CREATED = "created"
     STARTED = "started"
@@ -31,6 +32,14 @@ class Kind(StrEnum):
     MEMORY_HIGH = "memory-high"
     MEMORY_MAX = "memory-max"
     PIDS_MAX = "pids-max"
+    RECLAIMED = "reclaimed"
+    RESTORED = "restored"
+    UNMET = "unmet"
+    POLICY = "policy"
+
+
+#: What the scheduler has done or found, unasked but for the policy.
+SCHEDULER = frozenset({Kind.RECLAIMED, Kind.RESTORED, Kind.UNMET, Kind.POLICY})
 
 
 #: The kernel's own counters (cgroup-v2.rst) and what they are called here.

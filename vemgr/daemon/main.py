@@ -50,6 +50,7 @@ from vemgr.runtime.reconcile import (
     start_on_boot,
     sweep,
 )
+from vemgr.runtime.scheduling.policy import in_force
 from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.runtime.store import Store, storage_errors
 from vemgr.runtime.views import Views
@@ -105,6 +106,7 @@ class Daemon:
         server = self._serve(manager, parts, statistics)
         notify("READY=1")
         sweep(manager, parts)
+        manager.loop.open(manager.in_background)
         manager.in_background(keep_host_template_tight(manager, parts))
         limits = ", ".join(sorted(parts.tree.controllers)) or "none"
         log.info("ready, version %s; limits: %s", vemgr.__version__, limits)
@@ -114,6 +116,7 @@ class Daemon:
         watching.cancel()
         notify("STOPPING=1")
         server.close()
+        manager.loop.close()
         await manager.drain(_DRAIN)
         if self._keeper_ends:
             with contextlib.suppress(FileNotFoundError):
@@ -244,10 +247,11 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     data = f"{config.state_dir}/ve"
     store = Store(data)
     journal = Journal(config.run_dir)
+    scheduler = in_force(config)
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
-        disks=Disks(data), promises=Promises(config.scheduler, *host_resources()),
-        limits=Limits(tree, data, config.scheduler), devices=DevicePolicy(), networking=Networking(config),
+        disks=Disks(data), promises=Promises(scheduler, *host_resources()),
+        limits=Limits(tree, data, scheduler), devices=DevicePolicy(), networking=Networking(config),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         journal=journal, counters=Counters(journal),

@@ -209,6 +209,12 @@ class DaemonService:
     async def explain(self, name: str) -> dict[str, Any]:
         return await self._accounting.explain(self._manager.instances.get(name))
 
+    def policy(self) -> dict[str, Any]:
+        return self._manager.policy.show()
+
+    async def set_policy(self, policy: str) -> None:
+        await self._manager.policy.switch(policy)
+
     async def restore_network(self) -> None:
         await self._parts.networking.restore()
 

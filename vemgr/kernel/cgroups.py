@@ -82,6 +82,7 @@ class CgroupTree:
         os.makedirs(self.base, exist_ok=True)
         self.controllers = self._enable_controllers(top)
         self._found: dict[str, int] = {}  # protection of cgroups above ours, as others have set it
+        self._protects: dict[str, int] = {}  # what the files must hold at least, by path
 
     def _enable_controllers(self, top: str) -> frozenset[str]:
         """Hand the controllers down to the VEs as far as this place in the tree has them.
@@ -174,13 +175,23 @@ class CgroupTree:
         their own, a value is only raised, and goes back to what it was found as. Raises `OSError`."""
         for name, amount in (("memory.low", promised), ("memory.min", certain)):
             _command(f"{self.base}/{name}", str(amount))
+            self._protects[f"{self.base}/{name}"] = amount
             path = os.path.dirname(self.base)
             # The root has no such file, nor have cgroups above that the controller does not reach.
             while os.path.exists(f"{path}/{name}"):
                 file = f"{path}/{name}"
                 found = self._found.setdefault(file, _protection(file))
                 _command(file, str(max(found, amount)))
+                self._protects[file] = amount
                 path = os.path.dirname(path)
+
+    def weakened(self) -> str:
+        """The first file with less than what `protect` has written, "" if there is none."""
+        for path, amount in self._protects.items():
+            with contextlib.suppress(OSError):
+                if amount and _protection(path) < amount:
+                    return path
+        return ""
 
     def destroy(self) -> None:
         """Remove our part of the tree. What is still in use stays: under systemd the directory above is its own."""

@@ -23,3 +23,8 @@ def memory_used() -> int:
             if name == "MemAvailable:":
                 break
     return found["MemTotal:"] - found["MemAvailable:"]
+
+
+def memory_available(text: str) -> int:
+    """Bytes that could be had without swapping, from the text of /proc/meminfo."""
+    return int(text[text.index("MemAvailable:") + 13:].split(None, 1)[0]) * 1024

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict
 
 from vemgr.core.events import Event, Kind, Ring
@@ -72,6 +72,11 @@ class Journal:
                 os.rename(self._path, self._older)
         except OSError as error:
             log.warning("events are not kept for the next daemon: %s: %s", self._path, error.strerror)
+
+    def latest(self, ve: str, kinds: Collection[str], count: int) -> list[Event]:
+        """The last events of a VE of some kinds, oldest first."""
+        found = [event for event in self._ring.after(0) if event.ve == ve and event.kind in kinds]
+        return found[-count:]
 
     async def read(self, ve: str, since: float, *, follow: bool) -> AsyncIterator[list[Event]]:
         """The events of `ve`, or of all VEs if that is "", since a Unix time; with `follow` also those to come, for

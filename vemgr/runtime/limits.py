@@ -122,6 +122,28 @@ class Limits:
             with contextlib.suppress(OSError):
                 write(group, settings)
 
+    async def restore(self, ve: str, settings: Settings, attributes: set[str]) -> None:
+        """Write again what follows from these settings, whatever is there now. Raises `OSError`, `LimitNotReached`."""
+        group = self._tree[ve]
+        if "memory" in attributes:
+            await self._change_memory(group, None, settings.memory)
+        for names, write in self._writers():
+            if names & attributes:
+                write(group, settings)
+
+    def reclaim(self, ve: str, amount: int) -> int:
+        """Have the kernel take so much from a VE that it has not used lately; returns how much less is in use then.
+        May take seconds. Raises `OSError`."""
+        group: Any = self._tree[ve]
+        before: int = group.memory_current
+        with contextlib.suppress(BlockingIOError):  # less than asked was to be had
+            group.memory_reclaim = amount
+        return max(0, before - int(group.memory_current))
+
+    def use(self, scheduler: SchedulerConfig) -> None:
+        """Another policy: what is written from now on follows from it."""
+        self._scheduler = scheduler
+
     def _writers(self) -> list[tuple[set[str], Writer]]:
         protecting = {"memory_guarantee"}
         if self._scheduler.policy == Policy.GUARANTEED:

@@ -33,6 +33,8 @@ from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.scheduling.balancer import Balancer
+from vemgr.runtime.scheduling.loop import ControlLoop
+from vemgr.runtime.scheduling.policy import PolicySwitch
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subids import foreign_ranges
@@ -56,6 +58,8 @@ class Manager:
         self.views = ViewRefresh(parts, self.instances, self._ender.in_background)
         self._starter.on_started = self.views.started
         self._balancer = Balancer(parts, self._ender.in_background)
+        self.loop = ControlLoop(parts, self.instances, self._balancer)
+        self.policy = PolicySwitch(parts, self.instances)
 
     async def show(self, name: str) -> dict[str, Any]:
         """Everything about one VE: its settings, the limits in force as the kernel has them, and what it uses."""
@@ -306,8 +310,9 @@ class Manager:
     def use_tree(self, tree: CgroupTree) -> None:
         """Take another place for the VEs' cgroups: a new keeper's."""
         self._parts.tree = tree
-        self._parts.limits = Limits(tree, self._parts.store.directory, self._parts.config.scheduler)
+        self._parts.limits = Limits(tree, self._parts.store.directory, self._parts.promises.config)
         self._balancer.forget()
+        self.loop.use_tree()
 
     async def drain(self, seconds: float) -> None:
         await self._ender.drain(seconds)

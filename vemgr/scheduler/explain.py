@@ -24,8 +24,14 @@ class Knob:
 
 def knobs_of(ve: str, settings: Settings, shares: CpuShares, config: SchedulerConfig, page: int) -> list[Knob]:
     """`shares`: of all VEs that run, this one among them. `page`: bytes."""
-    return [_weight(ve, settings, shares, config.policy), _cpu_max(settings), *_protection(settings, config, page),
-            _memory_max(settings, page), _swap(settings, page)]
+    return [_weight(ve, settings, shares, config.policy), *own_knobs(settings, config, page)]
+
+
+def own_knobs(settings: Settings, config: SchedulerConfig, page: int) -> list[Knob]:
+    """Those that do not depend on other VEs."""
+    return [_cpu_max(settings), *_protection(settings, config, page), _memory_max(settings, page),
+            Knob("memory.high", "max", "never a limit: it would freeze the VE"), _swap(settings, page),
+            _pids(settings)]
 
 
 def _weight(ve: str, settings: Settings, shares: CpuShares, policy: Policy) -> Knob:
@@ -67,6 +73,12 @@ def _swap(settings: Settings, page: int) -> Knob:
     if settings.memory is None:
         return Knob("memory.swap.max", "max", "neither memory nor swap is limited")
     return Knob("memory.swap.max", "0", "memory is limited and swap was not given: none")
+
+
+def _pids(settings: Settings) -> Knob:
+    if settings.pids is None:
+        return Knob("pids.max", "max", "no limit")
+    return Knob("pids.max", str(settings.pids), f"limit of {settings.pids} processes and threads")
 
 
 def _limit(size: int | None, page: int) -> str:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import asdict
 from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
 from vemgr.core.config import parse_settings
+from vemgr.core.events import SCHEDULER
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.scheduler.admission import RESOURCES, Promise, Resource, promise_of
@@ -19,6 +21,7 @@ from vemgr.scheduler.knobs import is_off
 from vemgr.scheduler.shares import cpu_shares, memory_shares
 
 _LOOK = 0.2  # seconds over which CPU use is measured
+_DECISIONS = 5  # that are shown with a VE
 
 
 class Accounting:
@@ -67,6 +70,7 @@ class Accounting:
                        f"{memory[name] >> 20}M", used.get("memory", "")),
             ],
             "knobs": [_described(knob, self._value(name, knob.file) if running else "") for knob in wanted],
+            "decisions": [asdict(event) for event in self._parts.journal.latest(name, SCHEDULER, _DECISIONS)],
         }
 
     async def _used(self, ve: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from vemgr.runtime.instances import Parts
+from vemgr.runtime.instances import Instance, Parts
 from vemgr.scheduler import knobs
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,12 @@ class Balancer:
         if not self._awake:
             self._awake = True
             self._in_background(self._run())
+
+    def weight_of(self, instance: Instance) -> int | None:
+        """The cpu.weight that a VE's cgroup should have now; None while it is being changed."""
+        if self._awake:
+            return None
+        return self._weights.get(instance.name) if self._parts.promises.ledger.held else instance.in_force.cpu_weight
 
     def forget(self) -> None:
         """The VEs' cgroups are others now."""

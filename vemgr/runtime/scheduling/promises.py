@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from vemgr.core.config import Settings
-from vemgr.core.scheduling import SchedulerConfig
+from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.scheduler.admission import Ledger, Promise, capacities, promise_of
 from vemgr.scheduler.shares import CpuShares, cpu_shares
 
@@ -75,6 +76,20 @@ class Promises:
             self._kept.discard(ve)
             if not runs():
                 self.release(ve)
+
+    def switch(self, policy: Policy) -> None:
+        """Promise by another policy from now on. Raises `Overcommitted` if what runs would then be promised more than
+        there is; then nothing has changed."""
+        config = replace(self.config, policy=policy)
+        capacity = self.ledger.capacity
+        ledger = Ledger({name: replace(each, factor=config.factor(name)) for name, each in capacity.items()})
+        for ve, settings in self.running.items():
+            promise = promise_of(settings, policy)
+            ledger.check(ve, promise)
+            ledger.hold(ve, promise)
+        self.config, self.ledger = config, ledger
+        for ve in self.running:
+            self.on_change(ve)
 
     def cpu_shares(self) -> CpuShares:
         capacity = self.ledger.capacity["cpus"]

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The control loop on cgroups of plain files: what it notices, puts right, and leaves alone."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from vemgr.core.config import MIB, Definition, parse_settings
+from vemgr.core.errors import BadValue, Overcommitted
+from vemgr.core.host import HostConfig
+from vemgr.core.lifecycle import State
+from vemgr.core.scheduling import parse_scheduler
+from vemgr.runtime.instances import Instance
+from vemgr.runtime.journal import Journal
+from vemgr.runtime.limits import Limits
+from vemgr.runtime.scheduling import policy as policy_module
+from vemgr.runtime.scheduling import readings
+from vemgr.runtime.scheduling.balancer import Balancer
+from vemgr.runtime.scheduling.loop import ControlLoop
+from vemgr.runtime.scheduling.policy import PolicySwitch
+from vemgr.runtime.scheduling.promises import Promises
+from vemgr.scheduler.admission import Promise
+
+GIB = 1 << 30
+FILES = {"cpu.weight": "100", "cpu.max": "max 100000", "memory.min": "0", "memory.low": "0", "memory.max": "max",
+         "memory.high": "max", "memory.swap.max": "max", "pids.max": "max", "cpuset.cpus": "",
+         "memory.current": str(400 * MIB), "memory.swap.current": "0", "memory.reclaim": "",
+         "memory.stat": f"anon 5\ninactive_anon 0\ninactive_file {400 * MIB}\nworkingset_refault_file 0",
+         "memory.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 total=0"}
+
+
+class Tree:
+    """Cgroups that only remember. What is written replaces the file, as in a cgroup and unlike in other files."""
+
+    controllers = frozenset({"cpu", "memory", "pids", "cpuset"})
+
+    def __init__(self, base):
+        self.base = str(base)
+
+    def __getitem__(self, ve):
+        return Group(f"{self.base}/{ve}")
+
+    def weakened(self):
+        return ""
+
+
+class Group:
+    def __init__(self, path):
+        self.__dict__["path"] = path
+
+    def __getattr__(self, name):
+        text = Path(self.path, name.replace("_", ".")).read_text().strip()
+        return int(text) if text.isdigit() else text
+
+    def __setattr__(self, name, value):
+        Path(self.path, name.replace("_", ".")).write_text("max" if value is None else str(value))
+
+    def has(self, _file):
+        return True
+
+
+class Host:
+    def __init__(self, base, **scheduler):
+        self.base = base / "ve"
+        self.base.mkdir()
+        scheduler = parse_scheduler({"reserve-cpus": "0%/0/0", "reserve-memory": "0%/1G/1G", **scheduler})
+        self.tree = Tree(self.base)
+        self.limits = Limits(self.tree, "/", scheduler)
+        self.promises = Promises(scheduler, 4000, 9 * GIB)
+        self.config = HostConfig(run_dir=str(base), scheduler=scheduler)
+        self.journal = Journal()
+        self.instances = []
+        for resource in ("cpu", "memory"):
+            (self.base / f"{resource}.pressure").write_text(FILES["memory.pressure"])
+        self.tasks = []
+        balancer = Balancer(self, lambda work: self.tasks.append(asyncio.ensure_future(work)))
+        self.loop = ControlLoop(self, self.instances, balancer)
+        self.switch = PolicySwitch(self, self.instances)
+
+    def start(self, name, files=FILES, **texts):
+        settings = parse_settings({key.replace("_", "-"): text for key, text in texts.items()})
+        instance = Instance(Definition(name, "bb", 0, "", settings))
+        instance.state, instance.in_force, instance.pid = State.RUNNING, settings, len(self.instances) + 1
+        self.instances.append(instance)
+        self.promises.running[name] = settings
+        (self.base / name).mkdir()
+        for file, text in files.items():
+            self.write(name, file, text)
+        return instance
+
+    def read(self, ve, file):
+        return (self.base / ve / file).read_text()
+
+    def write(self, ve, file, text):
+        (self.base / ve / file).write_text(text)
+
+    def tick(self, times=1):
+        async def run():
+            for _ in range(times):
+                await self.loop.tick()
+
+        asyncio.run(asyncio.wait_for(run(), 20))
+
+    def events(self):
+        return [(event.kind, event.ve, event.detail) for event in self.journal._ring.after(0)]
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(readings, "available", lambda: 8 * GIB)
+    return Host(tmp_path)
+
+
+def test_all_is_as_it_should_be(host):
+    host.start("a")
+    host.tick(2)
+    assert host.events() == []
+
+
+@pytest.mark.parametrize(("file", "found", "wanted", "texts"), [
+    ("cpu.max", "max 100000", "50000 100000", {"cpus": "0.5"}), ("cpu.max", "1000 100000", "max", {}),
+    ("cpu.weight", "7", "100", {}), ("pids.max", "5", "max", {}), ("memory.high", "4096", "max", {}),
+    ("memory.max", "max", str(500 * MIB), {"memory": "500M", "swap": "unlimited"}),
+])
+def test_what_others_have_written_is_told_and_put_right(host, file, found, wanted, texts):
+    host.start("a", **texts)
+    for name, text in (("cpu.max", "50000 100000" if "cpus" in texts else "max 100000"),
+                       ("memory.max", str(500 * MIB) if "memory" in texts else "max"), (file, found)):
+        host.write("a", name, text)
+    host.tick()
+    assert host.read("a", file) == wanted
+    (event,) = host.events()
+    assert event[:2] == ("restored", "a") and event[2].startswith(f"{file} was {found}, not {wanted}")
+    assert event[2].endswith("put right")
+
+
+def test_a_ve_that_a_verb_is_at_work_on_is_left_alone(host):
+    instance = host.start("a")
+    host.write("a", "cpu.weight", "7")
+
+    async def during_a_verb():
+        async with instance.lock:
+            await host.loop.tick()
+
+    asyncio.run(during_a_verb())
+    assert host.read("a", "cpu.weight") == "7" and host.events() == []
+
+
+def test_a_ve_that_has_gone_is_not_acted_on(host):
+    host.start("a")
+    for file in FILES:
+        (host.base / "a" / file).unlink()
+    (host.base / "a").rmdir()
+    host.tick(2)
+    assert host.events() == []
+
+
+def test_each_ve_has_its_turn(host):
+    for number in range(500):
+        host.start(f"ve{number}", files={"cpu.weight": "7"})
+    host.tick(6)
+    assert {event[1] for event in host.events()} == {f"ve{number}" for number in range(500)}
+
+
+def test_idle_memory_is_reclaimed_while_the_host_is_short(host, monkeypatch):
+    host.start("a")
+    host.start("kept", memory_guarantee="400M")
+    for file in ("memory.min", "memory.low"):
+        host.write("kept", file, str(400 * MIB))
+    host.promises.ledger.hold("kept", Promise(memory=400 * MIB))
+    monkeypatch.setattr(readings, "available", lambda: GIB // 2)
+    host.loop._inspection.due = lambda _running: []
+    host.tick()
+    assert host.read("a", "memory.reclaim") == str(100 * MIB) and host.read("kept", "memory.reclaim") == ""
+    assert host.events() == [("reclaimed", "a", "0M of 100M: 400M idle above its guarantee; the host has 512M left")]
+
+
+def test_a_policy_is_switched_and_kept(host):
+    instance = host.start("a", memory="1G")
+    host.write("a", "memory.max", str(GIB))
+    assert host.promises.ledger.promised("memory") == 0
+    asyncio.run(host.switch.switch("guaranteed"))
+    assert host.promises.ledger.promised("memory") == GIB and host.read("a", "memory.min") == str(GIB)
+    assert host.switch.show() == {"policy": "guaranteed", "configured": "balanced"}
+    assert policy_module.in_force(host.config).policy == "guaranteed"
+    asyncio.run(host.switch.switch("balanced"))
+    assert host.read("a", "memory.min") == "0" and policy_module.in_force(host.config) is host.config.scheduler
+    assert [event[2] for event in host.events()] == ["guaranteed, was balanced", "balanced, was guaranteed"]
+    with pytest.raises(BadValue):
+        asyncio.run(host.switch.switch("generous"))
+    assert instance.running
+
+
+def test_a_policy_that_cannot_be_kept_is_refused(host):
+    for name in "ab":
+        host.start(name, memory="5G")
+    with pytest.raises(Overcommitted):
+        asyncio.run(host.switch.switch("guaranteed"))
+    assert host.promises.config.policy == "balanced" and host.promises.ledger.promised("memory") == 0
+    assert host.events() == []
+
+
+def test_what_is_in_the_file_of_the_policy_may_be_anything(host):
+    (host.base.parent / "policy").write_bytes(b"\xff\n")
+    assert policy_module.in_force(host.config) is host.config.scheduler
