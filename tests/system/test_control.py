@@ -43,7 +43,7 @@ def short_of_memory(vemgr, systemctl):
     """A host that keeps nearly all memory for itself is always short of it."""
     assert not CONFIG.exists()
     CONFIG.parent.mkdir(exist_ok=True)
-    CONFIG.write_text('[scheduler]\nreserve-memory = "90%/1M/999G"\n')
+    CONFIG.write_text('[scheduler]\nreserve-memory = "99%/1M/999G"\novercommit-memory = 50\n')
     systemctl("restart", "vemgr")
     yield
     CONFIG.unlink()

@@ -19,6 +19,7 @@ from vemgr.cli.doctor import doctor
 from vemgr.cli.edit import edit
 from vemgr.cli.events import events
 from vemgr.cli.files import pull, push
+from vemgr.cli.limits import limits
 from vemgr.cli.networks import network
 from vemgr.cli.scheduler import scheduler
 from vemgr.cli.stats import stats
@@ -71,6 +72,7 @@ def cli(context: click.Context, config: str) -> None:
 
 cli.add_command(doctor)
 cli.add_command(events)
+cli.add_command(limits)
 cli.add_command(network)
 cli.add_command(scheduler)
 cli.add_command(stats)

@@ -11,6 +11,7 @@ CPU: a guarantee that is not kept, though the VE waits for CPU, is told.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ _SUFFERS = 0.05  # of the time: less is what any busy host shows
 _AGED = 30.0  # seconds after which an earlier reading says nothing about now
 _RELIEF = 1.5  # shortage is over when the host has so many times what it keeps for itself
 _LEAST, _MOST = 4 * MIB, 256 * MIB  # of one step
+_AT_ONCE = 16  # VEs in one round
 _PART = 4  # of a VE's idle memory in one step
 _OVER_PART = 8  # of what it has above its entitlement
 _BACK = 8  # one part in so many read back: it was needed
@@ -104,6 +106,7 @@ class Reclaimer:
         takes = _idle(givers, standings, why)
         if not takes and any(snapshot.ves[ve].current < standings[ve].entitled for ve in suffering):
             takes = _over(givers, standings, why)
+        takes = heapq.nlargest(_AT_ONCE, takes, key=lambda take: take.amount)
         for take in takes:
             taken = self._taken.setdefault(take.ve, _Taken())
             taken.amount, taken.refaults = take.amount, snapshot.ves[take.ve].refaults

@@ -132,8 +132,10 @@ class ControlLoop:
         if not self._reclaimer.is_due(left, reserve, self._stalled("memory", now)):
             return []
         base = self._parts.tree.base
-        found = {ve: reading for ve in running if (reading := readings.memory_of(f"{base}/{ve}")) is not None}
-        return self._reclaimer.decide(Snapshot(now, left, found), self._standings(running))
+        standings = self._standings(running)
+        found = readings.memories({ve: f"{base}/{ve}" for ve in running},
+                                  {ve: standing.promised for ve, standing in standings.items()})
+        return self._reclaimer.decide(Snapshot(now, left, found), standings)
 
     def _standings(self, running: dict[str, Instance]) -> dict[str, Standing]:
         promises = self._parts.promises

@@ -6,7 +6,9 @@ A VE that has gone, or a host without the controller, gives None: never a guess.
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections.abc import Mapping
 from mmap import PAGESIZE
 
 from vemgr.kernel.pressure import stalled
@@ -14,6 +16,7 @@ from vemgr.kernel.usage import memory_available
 from vemgr.scheduler.control import Cpu, Memory
 
 _ENOUGH = 1 << 14  # bytes: more than any of these files has
+_LARGEST = 64  # VEs
 
 
 def text_of(path: str) -> str | None:
@@ -41,28 +44,41 @@ def stall(directory: str, resource: str) -> int | None:
     return None if text is None else stalled(text)
 
 
-def memory_of(directory: str) -> Memory | None:
-    current, stat = text_of(f"{directory}/memory.current"), text_of(f"{directory}/memory.stat")
-    waited = stall(directory, "memory")
-    if current is None or stat is None or waited is None:
-        return None
-    found = _table(stat)
-    swap = _swap_left(directory)
-    # Of anonymous memory no more can be taken than there is swap for.
+def memories(directories: Mapping[str, str], promised: Mapping[str, int]) -> dict[str, Memory]:
+    """By VE, of those that are there. What is idle is looked for where there is most above what was promised: to find
+    it makes the kernel add up its counters."""
+    current = {ve: int(text) for ve, path in directories.items() if (text := text_of(f"{path}/memory.current"))}
+    largest = heapq.nlargest(_LARGEST, current, key=lambda ve: current[ve] - promised[ve])
+    swap, found = _swap_left(), {}
+    inside = {ve: _inside(directories[ve], swap) for ve in largest}
+    for ve, amount in current.items():
+        waited = stall(directories[ve], "memory")
+        if waited is not None:
+            idle, refaults = inside.get(ve, (0, 0))
+            found[ve] = Memory(amount, idle, refaults, waited)
+    return found
+
+
+def _inside(directory: str, swap: int) -> tuple[int, int]:
+    """Bytes that are idle, and pages read back. Of anonymous memory no more can be taken than there is swap for."""
+    found = _table(text_of(f"{directory}/memory.stat") or "")
+    if swap:
+        limit, used = text_of(f"{directory}/memory.swap.max"), text_of(f"{directory}/memory.swap.current")
+        if limit is None or used is None:
+            swap = 0
+        elif limit.strip() != "max":
+            swap = max(0, min(swap, int(limit) - int(used)))
     idle = found.get("inactive_file", 0) + min(found.get("inactive_anon", 0), swap)
     refaults = found.get("workingset_refault_anon", 0) + found.get("workingset_refault_file", 0)
-    return Memory(int(current), idle // PAGESIZE * PAGESIZE, refaults, waited)
+    return idle // PAGESIZE * PAGESIZE, refaults
 
 
-def _swap_left(directory: str) -> int:
-    limit, used = text_of(f"{directory}/memory.swap.max"), text_of(f"{directory}/memory.swap.current")
-    if limit is None or used is None:
-        return 0
+def _swap_left() -> int:
     left = 0
     for line in (text_of("/proc/swaps") or "").splitlines()[1:]:
         *_, size, taken, _ = line.split()
         left += (int(size) - int(taken)) * 1024
-    return left if limit.strip() == "max" else max(0, min(left, int(limit) - int(used)))
+    return left
 
 
 def cpu_of(directory: str) -> Cpu | None:
