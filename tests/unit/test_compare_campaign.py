@@ -17,7 +17,7 @@ from vemgr.compare.keeping import Kept
 from vemgr.compare.noise import Counters
 from vemgr.compare.progress import Lines, Quiet, Terminal
 from vemgr.compare.schedule import Task
-from vemgr.compare.workloads import catalogue, kernel
+from vemgr.compare.workloads import catalogue, kernel, lifecycle
 from vemgr.compare.workloads.probing import build_probe
 from vemgr.compare.workloads.workload import ClockWrong, Probe, WorkFailed, figures_of
 from vemgr.core.errors import BadValue, KernelLacks, Locked, NoSpace, NoTemplate, SystemFailure, TemplateNotFound
@@ -202,6 +202,8 @@ def test_a_whole_comparison(gcc, in_tmp_path, stand_ins, tmp_path):
     assert found.complete
     assert [column.why for column in found.header.columns] == ["", "", "it is not installed"]
     for _, figure in found.figures():
+        if figure.name in ("density.host", "density.per-gib"):
+            continue  # these instances are nothing that a host pays for
         assert len(found.values(figure.name, "ve")) == 1, (figure, found.absent, found.samples)
         assert found.values(figure.name, "ve")[0] > 0 or figure.unit == schema.FACT
     assert {(line.workload, line.driver) for line in found.absent} == {("start", "host"), ("density", "host")}
@@ -324,3 +326,27 @@ def test_a_pipe_has_a_line_for_each_round():
         shown.at(Task(number, "a", "b"), number, 9, 61)
     assert screen.text == "0/9, 1:01 left: warm-up, a in b\n1/9, 1:01 left: round 1, a in b\n"
     assert progress.clock(-1) == "0:00"
+
+
+@pytest.mark.parametrize(("given_back", "known"), [(24, True), (20, True), (10, False), (60, False)])
+def test_memory_that_others_took_is_not_an_instances(tmp_path, monkeypatch, given_back, known):
+    """24 instances take 24 MiB; what comes back when they go tells whether it was theirs."""
+    free = [1 << 30]
+
+    class Costly(Driver):
+        def start(self, name, resources):
+            instance = super().start(name, resources)
+            free[0] -= 1 << 20
+            real = instance.stop
+
+            def stop():
+                free[0] += (given_back << 20) // 24
+                return real()
+            instance.stop = stop
+            return instance
+
+    monkeypatch.setattr(lifecycle, "available", lambda: free[0])
+    monkeypatch.setattr(lifecycle, "_PATIENCE", 0.1)
+    found = lifecycle.Density().measure(stage(Costly(), NOTHING, tmp_path))
+    assert found["density.memory"] == 1.0 and found["density.disk"] == pytest.approx(4096 / (1 << 20))
+    assert (found.get("density.host"), found.get("density.per-gib")) == ((1.0, 1024.0) if known else (None, None))

@@ -143,7 +143,7 @@ def test_the_table():
     assert "\nCOST           host    ve\ntitle of cost  100 ns  125 ns (0.800)\n" in text
     assert "\nRATE           host  ve\ntitle of rate  -     3.00 /s\n" in text
     assert "NOT COMPLETE" in text and "\ncrun: not there\n" in text
-    assert "WHERE A VE LOSES, beyond chance\ntitle of cost: 0.80 of host (0.80 to 0.80)\n" in text
+    assert "WHERE A VE LOSES, beyond chance\ncost, title of cost: 0.80 of host (0.80 to 0.80)\n" in text
 
 
 def test_software_emulation_is_said_wherever_figures_are():

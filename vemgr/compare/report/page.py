@@ -13,7 +13,7 @@ from vemgr.compare.report.numbers import digits, interval, with_unit
 from vemgr.compare.report.pictures import Seen
 from vemgr.compare.report.style import STYLE
 from vemgr.compare.report.summary import Cell, Row, losses
-from vemgr.compare.report.table import TCG
+from vemgr.compare.report.table import INCOMPLETE, TCG
 from vemgr.compare.schema import FACT, Report
 
 _METHOD = """All kinds do a work directly one after the other, in an order that is drawn anew each time; when all works
@@ -47,15 +47,15 @@ def _facts(page: Seen) -> str:
     if page.emulated:
         warnings.append(TCG)
     if not page.report.complete:
-        warnings.append("Not complete: it was interrupted, or time was short")
+        warnings.append(f"Not complete: {INCOMPLETE[header.quick]}")
     said = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     return (f'<ul class="legend">{kinds}</ul>{said}'
             f'<details open><summary>Where this was measured</summary><table class="facts">{rows_}</table></details>')
 
 
 def _lost(page: Seen) -> str:
-    found = "".join(f"<li>{escape(loss.row.figure.title)}: {digits(loss.speed.value)} of {escape(page.labels[loss.to])}"
-                    f" <small>({digits(loss.speed.low)} to {digits(loss.speed.high)})</small></li>"
+    found = "".join(f"<li>{escape(loss.row.work.group)}, {escape(loss.row.figure.title)}: {digits(loss.speed.value)} of "
+                    f"{escape(page.labels[loss.to])} <small>({digits(loss.speed.low)} to {digits(loss.speed.high)})</small></li>"
                     for loss in losses(page.report, page.rows))
     if "ve" not in page.series:
         return ""

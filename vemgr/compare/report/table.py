@@ -13,6 +13,9 @@ from vemgr.compare.schema import Report
 
 TCG = "TCG: software emulation, not hardware virtualization"
 
+INCOMPLETE = {True: "five minutes were too short for all rounds; n is of how many runs a figure is",
+              False: "it was interrupted; --resume goes on"}
+
 
 def render(report: Report) -> str:
     found = rows(report)
@@ -28,7 +31,7 @@ def _head(report: Report) -> str:
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
     if not report.complete:
-        lines.append("NOT COMPLETE: it was interrupted, or time was short")
+        lines.append(f"NOT COMPLETE: {INCOMPLETE[header.quick]}")
     return "\n".join(lines)
 
 
@@ -74,7 +77,7 @@ def _absent(report: Report, found: list[Row]) -> str:
 
 
 def _lost(report: Report, found: list[Row]) -> str:
-    lines = [f"{loss.row.figure.title}: {loss.speed.value:.2f} of {loss.to} "
+    lines = [f"{loss.row.work.group}, {loss.row.figure.title}: {loss.speed.value:.2f} of {loss.to} "
              f"({loss.speed.low:.2f} to {loss.speed.high:.2f})" for loss in losses(report, found)]
     return "WHERE A VE LOSES, beyond chance\n" + "\n".join(lines) if lines else ""
 

@@ -36,8 +36,8 @@ class Consolidation:
         figure for count in COUNTS for figure in (
             Figure(name=f"consolidation.{count}.total", title=f"{count} at once, together", unit="/s",
                    better="higher"),
-            Figure(name=f"consolidation.{count}.each", title=f"{count} at once, the slowest", unit="/s",
-                   better="higher"),
+            *([Figure(name=f"consolidation.{count}.each", title=f"{count} at once, the slowest", unit="/s",
+                      better="higher")] * (count > 1)),
             Figure(name=f"consolidation.{count}.p99", title=f"{count} at once, 99th percentile", unit="us",
                    better="lower"))))
     needs: Sequence[str] = ()
@@ -54,8 +54,10 @@ class Consolidation:
             for count in COUNTS:
                 said = list(pool.map(lambda instance: _work(stage, instance), instances[:count]))
                 rates = [each["rate"] for each in said]
-                found |= {f"consolidation.{count}.total": sum(rates), f"consolidation.{count}.each": min(rates),
+                found |= {f"consolidation.{count}.total": sum(rates),
                           f"consolidation.{count}.p99": max(each["p99"] for each in said)}
+                if count > 1:
+                    found[f"consolidation.{count}.each"] = min(rates)
         return found
 
 

@@ -39,9 +39,10 @@ class Probed:
 
 WORKS = (
     Probed("syscall", "system call", "kernel", "ns", "ns", quick=True),
-    Probed("switch", "context switch, pipe", "kernel", "ns", "ns", quick=True),
-    Probed("fork", "fork and exit", "kernel", "us", "us", quick=True),
-    Probed("exec", "fork and exec", "kernel", "us", "us", quick=True),
+    # Parent and child of these wait for each other's CPU.
+    Probed("switch", "context switch, pipe", "kernel", "ns", "ns", quick=True, crowded=True),
+    Probed("fork", "fork and exit", "kernel", "us", "us", quick=True, crowded=True),
+    Probed("exec", "fork and exec", "kernel", "us", "us", quick=True, crowded=True),
     Probed("fault", "page fault", "kernel", "ns", "ns", quick=True),
     Probed("triad", "memory bandwidth, triad", "CPU and memory", "MB/s", "rate", "higher", quick=True),
     Probed("random-access", "random access to 64 MiB", "CPU and memory", "ns", "ns", quick=True),
