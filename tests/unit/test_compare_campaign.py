@@ -328,9 +328,9 @@ def test_a_pipe_has_a_line_for_each_round():
     assert progress.clock(-1) == "0:00"
 
 
-@pytest.mark.parametrize(("given_back", "known"), [(24, True), (20, True), (10, False), (60, False)])
+@pytest.mark.parametrize(("given_back", "known"), [(12, True), (10, True), (5, False), (30, False)])
 def test_memory_that_others_took_is_not_an_instances(tmp_path, monkeypatch, given_back, known):
-    """24 instances take 24 MiB; what comes back when they go tells whether it was theirs."""
+    """12 instances take 12 MiB; what comes back when they go tells whether it was theirs."""
     free = [1 << 30]
 
     class Costly(Driver):
@@ -340,7 +340,7 @@ def test_memory_that_others_took_is_not_an_instances(tmp_path, monkeypatch, give
             real = instance.stop
 
             def stop():
-                free[0] += (given_back << 20) // 24
+                free[0] += (given_back << 20) // 12
                 return real()
             instance.stop = stop
             return instance

@@ -126,7 +126,7 @@ def test_a_loss_within_chance_is_none():
     ([], "not measured yet"),
     ([sample(invalid="steal"), sample(invalid="steal", attempt=2)], "too noisy: none of 2 runs is valid"),
     ([sample(error="bad", values={})], "all of 1 runs have failed, the last one so: bad"),
-    ([sample(values={})], "this kind cannot tell"),
+    ([sample(values={})], "none of its runs could tell"),
     ([Absent(workload="cost", driver="ve", why="no luck")], "no luck"),
 ])
 def test_why_a_cell_is_empty(lines, why):

@@ -54,9 +54,10 @@ def _facts(page: Seen) -> str:
 
 
 def _lost(page: Seen) -> str:
-    found = "".join(f"<li>{escape(loss.row.work.group)}, {escape(loss.row.figure.title)}: {digits(loss.speed.value)} of "
-                    f"{escape(page.labels[loss.to])} <small>({digits(loss.speed.low)} to {digits(loss.speed.high)})</small></li>"
-                    for loss in losses(page.report, page.rows))
+    found = "".join(
+        f"<li>{escape(loss.row.work.group)}, {escape(loss.row.figure.title)}: {digits(loss.speed.value)} of "
+        f"{escape(page.labels[loss.to])} <small>({digits(loss.speed.low)} to {digits(loss.speed.high)})</small></li>"
+        for loss in losses(page.report, page.rows))
     if "ve" not in page.series:
         return ""
     return ("<section><h2>Where a VE loses</h2>"

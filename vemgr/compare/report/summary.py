@@ -62,7 +62,7 @@ def _why_none(runs: int, invalid: int, errors: Sequence[str]) -> str:
         return f"too noisy: none of {runs} runs is valid"
     if errors:
         return f"all of {runs} runs have failed, the last one so: {errors[-1]}"
-    return "this kind cannot tell" if runs else "not measured yet"
+    return "none of its runs could tell" if runs else "not measured yet"
 
 
 @dataclass(frozen=True)

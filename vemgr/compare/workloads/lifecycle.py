@@ -11,7 +11,7 @@ from vemgr.compare.driver import Instance
 from vemgr.compare.schema import Figure
 from vemgr.compare.workloads.workload import LONG, SHORT, Stage
 
-_FEW, _MANY = 3, 24
+_FEW, _MANY = 3, 12
 _SMALL = 16 << 20
 _PATIENCE = 3.0  # seconds
 _DOUBT = 0.25
@@ -51,9 +51,9 @@ class Density:
     """What the host pays for an instance that does nothing, and how many a GiB holds at that rate.
 
     What belongs to an instance's processes leaves out what the kernel keeps for it: namespaces, mounts, cgroups. So the
-    memory that the host has less is looked at too, over many instances where they are small; the larger of the two is the
-    rate. Where the host does not get back about as much when they stop, others have allocated or freed meanwhile, and
-    there is no such figure.
+    memory that the host has less is looked at too, over many instances where they are small; the larger of the two is
+    the rate. Where the host does not get back about as much when they stop, others have allocated or freed meanwhile,
+    and there is no such figure.
     """
 
     name: str = "density"
@@ -83,18 +83,19 @@ class Density:
             with_all = available()
             amounts = [instance.memory() for instance in more]
             disk = stage.driver.disk_bytes()
+            while more:
+                more.pop().stop()
+            after = _given_back(with_all, before)
         finally:
-            for instance in more:
+            for instance in [*more, first]:
                 instance.stop()
-            after = _given_back(with_all, before) if more else 0
-            first.stop()
         found = {} if disk is None else {"density.disk": disk / _MIB}
         known = [amount for amount in amounts if amount]
         if known:
             found["density.memory"] = sum(known) / len(known) / _MIB
         taken, given = before - with_all, after - with_all
         if taken > 0 and abs(taken - given) <= taken * _DOUBT:
-            found["density.host"] = taken / len(more) / _MIB
+            found["density.host"] = taken / len(amounts) / _MIB
             found["density.per-gib"] = 1024 / max(found.get("density.memory", 0), found["density.host"])
         return found
 
