@@ -24,6 +24,7 @@ from vemgr.cli.networks import network
 from vemgr.cli.scheduler import scheduler
 from vemgr.cli.stats import stats
 from vemgr.cli.templates import template
+from vemgr.cli.top import top
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
 
@@ -77,6 +78,7 @@ cli.add_command(network)
 cli.add_command(scheduler)
 cli.add_command(stats)
 cli.add_command(template)
+cli.add_command(top)
 cli.add_command(clone)
 cli.add_command(edit)
 cli.add_command(rename)
