@@ -39,7 +39,7 @@ def test_a_life(fresh):
     assert "--since" in fresh("events", "--since", "soon", code=20).stderr
 
 
-def test_following_goes_on_until_the_daemon_ends_and_the_next_knows_it_all(make_instance):
+def test_following_goes_on_with_the_next_daemon_until_the_shutdown(make_instance):
     with make_instance() as own:
         ve = own.create()
         follower = own.popen("events", "--follow", "--json")
@@ -50,11 +50,17 @@ def test_following_goes_on_until_the_daemon_ends_and_the_next_knows_it_all(make_
             before = eventually(lambda: (own.run / "events.log").exists() and kinds(own, ve), "not written")
             eventually(lambda: (own.run / "events.log").read_text().count("\n") == len(before), "not all is written")
             own.kill(own.daemon_pid())
-            assert follower.wait(20) == 3
+            assert kinds(own, ve) == before  # of the next one
+            own("stop", "--kill", ve)
+            own("destroy", ve)
+            assert [json.loads(follower.stdout.readline())["kind"] for _ in range(2)] == ["stopped", "destroyed"]
+            own("shutdown")
+            rest, told = follower.communicate(timeout=30)
+            assert (rest, follower.returncode) == ("", 0) and "going on" in told
         finally:
             follower.kill()
             follower.communicate()
-        assert kinds(own, ve) == before
+        assert [kind for kind, _ in kinds(own, ve)] == ["created", "started", "stopped", "destroyed"]
 
 
 def test_followers_that_go_leave_nothing(vemgr):

@@ -66,7 +66,7 @@ def test_the_next_daemon_knows_what_was(tmp_path, monkeypatch):
         found.flush()
         return [event.number for event in await all_of(found)]
 
-    assert run(second()) == [1, 2, 3]
+    assert run(second()) == [1, 2, 3 + journal._LEAP]
     assert [event.count for event in before] == [1, 7]
 
 
@@ -83,7 +83,7 @@ def test_the_files_are_bounded(tmp_path, monkeypatch):
 
     last = run(story())
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2500
-    assert Journal(str(tmp_path))._ring.last == last == 200
+    assert Journal(str(tmp_path))._ring.last == last + journal._LEAP == 200 + journal._LEAP
 
 
 def test_a_full_disk_fails_nothing(tmp_path, caplog):
@@ -112,6 +112,45 @@ def test_who_reads_too_slowly_is_told_how_much_is_missing():
             seen += await anext(reader)
         assert seen[-1].number == 2 * RING_SIZE + 1
         await reader.aclose()
+
+    run(story())
+
+
+def test_who_goes_on_with_the_next_daemon_misses_nothing_and_hears_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_FLUSH", 0.0)
+
+    async def follow(found, after, heard):
+        async for events in found.read("", 0.0, follow=True, after=after):
+            heard += [(event.kind, event.ve) for event in events]
+            after = events[-1].number
+        return after
+
+    async def story():
+        first, heard = Journal(str(tmp_path)), []
+        for number in range(3):
+            first.add(Kind.CREATED, f"a{number}")
+        first.flush()
+        reading = asyncio.get_running_loop().create_task(follow(first, 0, heard))
+        await until(lambda: len(heard) == 3)
+        first._path = ""  # killed: what comes now is told, and not written down
+        first.add(Kind.STARTED, "a0")
+        await until(lambda: len(heard) == 4)
+        first.end()
+        after = await reading
+        second = Journal(str(tmp_path))
+        second.add(Kind.STOPPED, "a0")  # while nobody is connected
+        reading = asyncio.get_running_loop().create_task(follow(second, after, heard))
+        await until(lambda: len(heard) == 5)
+        second.add(Kind.DESTROYED, "a0")
+        await until(lambda: len(heard) == 6)
+        second.end()
+        await reading
+        assert heard == [("created", "a0"), ("created", "a1"), ("created", "a2"), ("started", "a0"),
+                         ("stopped", "a0"), ("destroyed", "a0")]
+        anew = Journal(str(tmp_path / "none"))
+        anew.add(Kind.CREATED, "b")
+        assert [event.ve for event in await all_of(anew)] == ["b"]
+        assert [event.ve async for events in anew.read("", 0.0, follow=False, after=99) for event in events] == ["b"]
 
     run(story())
 

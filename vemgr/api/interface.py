@@ -241,7 +241,7 @@ class Service(Protocol):
     async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]: ...
     async def remove_template(self, name: str) -> None: ...
     async def refresh_host_template(self) -> None: ...
-    def events(self, name: str, since: float, follow: bool) -> AsyncIterator[list[dict[str, Any]]]: ...
+    def events(self, name: str, since: float, follow: bool, after: int) -> AsyncIterator[list[dict[str, Any]]]: ...
     async def host(self) -> dict[str, Any]: ...
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
@@ -439,13 +439,14 @@ class ManagerInterface(VarlinkInterface, name=NAME):
 
     @varlinkmethod(delay_generator=False, return_type=Events)
     async def WatchEvents(self, *, name: str | None = None, since: float | None = None,
-                          follow: bool | None = None) -> AsyncIterator[AnnotatedResult]:
+                          follow: bool | None = None, after: int | None = None) -> AsyncIterator[AnnotatedResult]:
         """What has happened, to one VE if `name` is given, since a Unix time; with follow also what will happen, as
-        soon as it does. Kinds: created, started, stopped, crashed, rebooted, suspended, resumed, set, destroyed; from
-        the kernel's counters oom, oom-kill, memory-high, memory-max, pids-max, where count says how often since the
-        last such event; from the scheduler reclaimed, restored, unmet, policy; and gap: this reader was too slow, and
-        count events are left out."""
-        async for events in self._service.events(name or "", since or 0.0, bool(follow)):
+        soon as it does, until vemgr is shut down. Numbers rise, from one daemon to the next too: a client that has lost
+        its connection goes on `after` the last number that it has seen. Kinds: created, started, stopped, crashed,
+        rebooted, suspended, resumed, set, destroyed; from the kernel's counters oom, oom-kill, memory-high, memory-max,
+        pids-max, where count says how often since the last such event; from the scheduler reclaimed, restored, unmet,
+        policy; and gap: this reader was too slow, and count events are left out."""
+        async for events in self._service.events(name or "", since or 0.0, bool(follow), after or 0):
             yield AnnotatedResult({"events": events}, continues=True)
         yield AnnotatedResult({"events": []})
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 import click
 
 from vemgr.api.client import Client
-from vemgr.api.location import DEFAULT_PATH
-from vemgr.cli import completion, connection
+from vemgr.api.location import DEFAULT_PATH, load_config
+from vemgr.cli import completion, connection, ending
+from vemgr.core.errors import Unreachable
 
+_PAUSE = 0.2  # seconds
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -47,17 +50,36 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 @click.pass_context
 def events(context: click.Context, name: str, follow: bool, since: float, as_json: bool) -> None:
     """What has happened to VEs: starts and ends, limits that were hit."""
-    show(connection.connect(context.find_object(str) or DEFAULT_PATH),
-         {"name": name, "since": since, "follow": follow}, as_json)
+    show(context.find_object(str) or DEFAULT_PATH, {"name": name, "since": since, "follow": follow}, as_json)
 
 
-def show(client: Client, wanted: dict[str, Any], as_json: bool, kinds: Collection[str] = ()) -> None:
-    """Print events, of some kinds or of all."""
-    for reply in client.stream("WatchEvents", wanted):
-        for event in reply["events"]:
-            if not kinds or event["kind"] in kinds:
-                click.echo(json.dumps(event, sort_keys=True) if as_json else line(event))
-        sys.stdout.flush()
+def show(config: str, wanted: dict[str, Any], as_json: bool, kinds: Collection[str] = ()) -> None:
+    """Print events, of some kinds or of all; who follows goes on with the next daemon."""
+    client = connection.connect(config)
+    while True:
+        try:
+            for reply in client.stream("WatchEvents", wanted):
+                for event in reply["events"]:
+                    wanted["after"] = max(event["number"], wanted.get("after", 0))
+                    if not kinds or event["kind"] in kinds:
+                        click.echo(json.dumps(event, sort_keys=True) if as_json else line(event))
+                sys.stdout.flush()
+        except Unreachable as error:
+            if not wanted["follow"]:
+                raise
+            ending.say(f"{error.message}; going on when there is one again")
+            client.close()
+            client = _next(config)
+        else:
+            return
+
+
+def _next(config: str) -> Client:
+    """The next daemon, whoever starts it. Who may not ask it any more is told so."""
+    while True:
+        time.sleep(_PAUSE)
+        with contextlib.suppress(Unreachable):
+            return Client(f"{load_config(config).run_dir}/vemgr.sock")
 
 
 def line(event: dict[str, Any]) -> str:

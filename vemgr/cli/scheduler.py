@@ -116,7 +116,7 @@ def _state_of(knob: dict[str, str], state: str) -> str:
 @click.pass_context
 def events(context: click.Context, name: str, follow: bool, since: float, as_json: bool) -> None:
     """What the scheduler has done, and why; what others have changed; guarantees that were not kept."""
-    show(_client(context), {"name": name, "since": since, "follow": follow}, as_json, SCHEDULER)
+    show(context.find_object(str) or DEFAULT_PATH, {"name": name, "since": since, "follow": follow}, as_json, SCHEDULER)
 
 
 @scheduler.command()

@@ -170,8 +170,8 @@ class DaemonService:
 
     # the host
 
-    async def events(self, name: str, since: float, follow: bool) -> AsyncIterator[list[dict[str, Any]]]:
-        async for events in self._parts.journal.read(name, since, follow=follow):
+    async def events(self, name: str, since: float, follow: bool, after: int) -> AsyncIterator[list[dict[str, Any]]]:
+        async for events in self._parts.journal.read(name, since, follow=follow, after=after):
             yield [asdict(event) for event in events]
 
     async def host(self) -> dict[str, Any]:
@@ -224,6 +224,7 @@ class DaemonService:
         if running:
             raise StillRunning(", ".join(running), "running")
         await self._parts.networking.take_back()
+        self._parts.journal.end()
         self._end()
 
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _FLUSH = 0.5  # seconds
 _FILE_BOUND = 1 << 19  # bytes of each of the two files
 _BATCH = 256  # events in one reply
+_LEAP = 1 << 20  # numbers between two daemons' events: more than a killed one can have used and not written down
 _FIELDS = {"number": int, "time": float, "kind": str, "ve": str, "detail": str, "count": int}
 
 
@@ -38,6 +39,10 @@ class Journal:
         if self._path:
             for path in (self._older, self._path):
                 self._load(path)
+        if self._ring.last:
+            self._ring.last += _LEAP
+        self._first = self._ring.last  # the number before our own first event
+        self._ended = False
 
     def _load(self, path: str) -> None:
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
@@ -55,6 +60,11 @@ class Journal:
             if not self._unwritten:
                 asyncio.get_running_loop().call_later(_FLUSH, self.flush)
             self._unwritten.append(event)
+
+    def end(self) -> None:
+        """There will be no next daemon to tell more: readers that follow get to the end."""
+        self._ended = True
+        self._news.set()
 
     def flush(self) -> None:
         if not self._unwritten:
@@ -78,15 +88,16 @@ class Journal:
         found = [event for event in self._ring.after(0) if event.ve == ve and event.kind in kinds]
         return found[-count:]
 
-    async def read(self, ve: str, since: float, *, follow: bool) -> AsyncIterator[list[Event]]:
-        """The events of `ve`, or of all VEs if that is "", since a Unix time; with `follow` also those to come, for
-        ever. A reader that is too slow for the ring finds an event `gap` with the number of those that it has missed.
-        Nothing is kept for a reader but its place."""
-        position = 0
+    async def read(self, ve: str, since: float, *, follow: bool, after: int = 0) -> AsyncIterator[list[Event]]:
+        """The events of `ve`, or of all VEs if that is "", since a Unix time, and after that of number `after`, which
+        an earlier daemon may have told; with `follow` also those to come, until `end`. A reader that is too slow for
+        the ring finds an event `gap` with the number of those that it has missed. Nothing is kept for a reader but its
+        place."""
+        position = after if after <= self._ring.last else 0  # or the numbers have begun anew since
         missed = 0
         while True:
             found = self._ring.after(position)
-            if position:
+            if position and position >= self._first:  # between an earlier daemon's numbers and ours there is a hole
                 missed = self._ring.last - position - len(found)
             if missed:
                 yield [Event(position + missed, round(time.time(), 3), str(Kind.GAP), "", "read too slowly", missed)]
@@ -94,7 +105,7 @@ class Journal:
             wanted = [event for event in found if event.time >= since and ve in ("", event.ve)]
             for first in range(0, len(wanted), _BATCH):
                 yield wanted[first : first + _BATCH]
-            if not follow:
+            if not follow or self._ended:
                 return
             if position == self._ring.last:  # nothing has come while the reader took what there was
                 await news.wait()
