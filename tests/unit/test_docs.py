@@ -17,6 +17,7 @@ import pytest
 from vemgr.cli.main import cli
 from vemgr.core.config import SETTINGS
 from vemgr.core.host import HostConfig
+from vemgr.core.metrics import MetricsConfig
 from vemgr.core.networks import NetworkConfig
 from vemgr.core.scheduling import SchedulerConfig
 
@@ -95,8 +96,9 @@ def test_the_man_page_has_every_verb_and_option(verb):
 
 def test_the_man_page_of_the_configuration_has_every_key_and_default():
     page = man_page("vemgr.toml.5")
-    keys = [field for field in (*fields(HostConfig), *fields(NetworkConfig), *fields(SchedulerConfig))
-            if field.name not in ("networks", "name", "scheduler")]
+    keys = [field for field in (*fields(HostConfig), *fields(NetworkConfig), *fields(SchedulerConfig),
+                          *fields(MetricsConfig))
+            if field.name not in ("networks", "name", "scheduler", "metrics")]
     for field in keys:
         default = field.default if isinstance(field.default, int) else f"Qq {field.default}"
         assert f".It Ic {field.name.replace('_', '-')} No = {default} " in page

@@ -9,6 +9,7 @@ from typing import Any
 
 from vemgr.core.errors import BadParameter, BadValue, NotEnoughResources
 from vemgr.core.ids import ID_COUNT
+from vemgr.core.metrics import MetricsConfig, parse_metrics
 from vemgr.core.networks import KEYS, NetworkConfig, parse_networks
 from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
 
@@ -40,19 +41,22 @@ class HostConfig:
     lxcfs: str = AUTO
     lxcfs_dir: str = "/var/lib/lxcfs"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     @staticmethod
     def from_mapping(document: Mapping[str, Any]) -> HostConfig:
         """From the file's key-value pairs. Raises `BadParameter` or `BadValue`."""
-        known = {f.name.replace("_", "-"): f for f in fields(HostConfig) if f.name not in ("networks", "scheduler")}
+        known = {f.name.replace("_", "-"): f for f in fields(HostConfig)
+                 if f.name not in ("networks", "scheduler", "metrics")}
         first = {key: document[key] for key in KEYS if key in document}
         values: dict[str, Any] = {"networks": parse_networks(first, document.get("network", {})),
-                                  "scheduler": parse_scheduler(document.get("scheduler", {}))}
+                                  "scheduler": parse_scheduler(document.get("scheduler", {})),
+                                  "metrics": parse_metrics(document.get("metrics", {}))}
         for key, value in document.items():
-            if key in (*KEYS, "network", "scheduler"):
+            if key in (*KEYS, "network", "scheduler", "metrics"):
                 continue
             if key not in known:
-                remedy = f"there are: {', '.join((*known, *KEYS))}, [network.NAME] and [scheduler]"
+                remedy = f"there are: {', '.join((*known, *KEYS))}, [network.NAME], [scheduler] and [metrics]"
                 raise BadParameter(f"unknown key in vemgr.toml: {key}", remedy=remedy)
             wanted = int if known[key].type == "int" else str
             if type(value) is not wanted:

@@ -24,6 +24,8 @@ from vemgr.api.location import DEFAULT_PATH, load_config
 from vemgr.api.server import Server
 from vemgr.core.errors import KernelLacks, SystemFailure, Unreachable, VemgrError
 from vemgr.core.host import HostConfig
+from vemgr.core.metrics import MetricsConfig
+from vemgr.daemon.scraping import Scraping
 from vemgr.daemon.service import DaemonService
 from vemgr.kernel.cgroups import CgroupTree, find_top
 from vemgr.kernel.devices import DevicePolicy
@@ -110,10 +112,13 @@ class Daemon:
         manager.in_background(keep_host_template_tight(manager, parts))
         limits = ", ".join(sorted(parts.tree.controllers)) or "none"
         log.info("ready, version %s; limits: %s", vemgr.__version__, limits)
+        scraping = await _offer_figures(config.metrics, statistics)
         watching = asyncio.get_running_loop().create_task(statistics.watch())
         await start_on_boot(manager, config.run_dir)
         await self._ending.wait()
         watching.cancel()
+        if scraping is not None:
+            scraping.close()
         notify("STOPPING=1")
         server.close()
         manager.loop.close()
@@ -216,6 +221,25 @@ class Daemon:
         server = Server(listener, registry, _failure)
         server.start()
         return server
+
+
+async def _offer_figures(config: MetricsConfig, statistics: Statistics) -> Scraping | None:
+    """To Prometheus, where vemgr.toml says so; else its library is not even imported."""
+    if config.listen == MetricsConfig().listen:
+        return None
+    try:
+        from vemgr.runtime.observing import metrics  # noqa: PLC0415
+    except ImportError as error:  # no reason for VEs to go without a daemon
+        log.error("figures for Prometheus cannot be offered: %s", error)
+        return None
+
+    async def answer() -> tuple[str, bytes]:
+        ves = await statistics.collect()
+        return metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, ves, vemgr.__version__)
+
+    scraping = Scraping(config, answer)
+    await scraping.open()
+    return scraping
 
 
 def _failure(error: Exception) -> VarlinkErrorReply:
