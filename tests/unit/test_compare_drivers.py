@@ -99,6 +99,15 @@ def test_marked_processes_are_found_with_their_children():
     assert not marked.end(mark)
 
 
+def test_the_end_of_a_process_is_awaited():
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert not marked.await_end(process.pid, 0)
+    process.stdin.close()
+    assert marked.await_end(process.pid, 20)  # not reaped yet
+    process.wait()
+    assert marked.await_end(process.pid, 0)
+
+
 @pytest.mark.parametrize("text, found", [
     ("first 1700000000000000001\n", 1700000000000000001), ("first 17", None), ("", None), ("second 1\n", None),
     ("first x\n", None),

@@ -51,12 +51,11 @@ class Runtime(ABC):
         """The command of the host that runs `argv` in it with these variables."""
 
     def leader(self, instance: LocalInstance) -> int:
-        """Process 1 by its number on the host; 0 while it is not seen."""
+        """Process 1 by its number on the host; 0 where there is none, or none any more."""
         return next((pid for pid in marked.descendants([instance.process.pid]) if _is_first(pid)), 0)
 
     def ask_to_end(self, instance: LocalInstance) -> None:
-        if instance.leader:
-            os.kill(instance.leader, signal.SIGTERM)
+        os.kill(instance.leader, signal.SIGTERM)
 
     def remove(self, name: str, directory: Path) -> None:
         """What it keeps of an instance whose processes are gone. Nothing of it being there is no error."""
@@ -68,7 +67,7 @@ class LocalInstance:
 
     def __init__(self, driver: LocalDriver, name: str, resources: Resources) -> None:
         self.name, self.resources, self.driver = name, resources, driver
-        self.mark, self.leader = new_mark(), 0
+        self.mark, self._leader = new_mark(), 0
         self.first_instruction: float | None = None
         self._runtime = driver.runtime
         self.address = self._runtime.address
@@ -90,6 +89,12 @@ class LocalInstance:
         assert self._process
         return self._process
 
+    @property
+    def leader(self) -> int:
+        """Process 1 by its number on the host. Looked for when it is needed: that takes longer than some starts."""
+        self._leader = self._leader or self._runtime.leader(self)
+        return self._leader
+
     def _start(self) -> None:
         argv = self._runtime.start(self)
         with open(f"{self.tree.root.parent}/log", "wb") as log:
@@ -99,7 +104,6 @@ class LocalInstance:
                     argv, env={"PATH": os.environ.get("PATH", PATH), marked.VARIABLE: self.mark}, process_group=0,
                     cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.first_instruction = (self._await_stamp() - started) / 1e9
-        self.leader = self._await_leader()
         commands = Commands(self.name, lambda argv, variables: self._runtime.wrap(self, argv, variables),
                             mark=self.mark, affinity=self.affinity)
         self.up = await_command(lambda seconds: commands.run([tree.FIRST], timeout=seconds), begin)
@@ -110,13 +114,6 @@ class LocalInstance:
         while (found := parse_stamp(self.tree.stamp)) is None:
             self._check(deadline)
             time.sleep(0.0005)
-        return found
-
-    def _await_leader(self) -> int:
-        deadline = time.monotonic() + _PATIENCE
-        while not (found := self._runtime.leader(self)):
-            self._check(deadline)
-            time.sleep(0.001)
         return found
 
     def _check(self, deadline: float) -> None:
@@ -140,12 +137,11 @@ class LocalInstance:
     def stop(self) -> float:
         if self._stopped:
             return 0.0
+        leader = self.leader if self._process else 0  # looked for before the clock runs
         begin = time.monotonic()
-        if self._process and self._process.poll() is None:
+        if self._process and leader and self._process.poll() is None:
             self._runtime.ask_to_end(self)
-            try:
-                self._process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
+            if not marked.await_end(self._process.pid, _GRACE):
                 marked.end(self.mark, grace=0)
         seconds = time.monotonic() - begin
         _remove(self._runtime, {"name": self.name, "mark": self.mark}, self.directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,6 +55,20 @@ def alive(pid: int) -> bool:
     """Zombies are not: process 1 of a container may never reap what falls to it."""
     fields = _stat(pid)
     return bool(fields) and fields[0] != "Z"
+
+
+def await_end(pid: int, seconds: float) -> bool:
+    """Whether a process has ended within so many seconds; returns the moment it does, reaped or not."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
+    finally:
+        os.close(fd)
 
 
 def end(mark: str, *, grace: float = _GRACE) -> bool:

@@ -231,11 +231,13 @@ class Guest:
     def stop(self) -> float:
         if self._stopped:
             return 0.0
+        pids = processes_of(self.name)
         begin = time.monotonic()
         if self._port is not None:
             with contextlib.suppress(DriverFailed):
                 self._port.send(b"off\n")
-                self._await_off(begin + _OFF)
+                for pid in pids:
+                    marked.await_end(pid, begin + _OFF - time.monotonic())
             self._port.close()
         seconds = time.monotonic() - begin
         if self._domain is not None:
@@ -246,10 +248,6 @@ class Guest:
         self._driver.journal.done(self._number)
         self._driver.forget(self)
         return seconds
-
-    def _await_off(self, deadline: float) -> None:
-        while processes_of(self.name) and time.monotonic() < deadline:
-            time.sleep(0.02)
 
 
 def processes_of(name: str) -> list[int]:
