@@ -21,6 +21,7 @@ from vemgr.compare.guests.accelerator import Verdict
 from vemgr.compare.guests.domain import VIRTIO
 from vemgr.compare.guests.driver import processes_of
 from vemgr.compare.guests.kernel import find
+from vemgr.core.errors import VemgrError
 
 #: Where `vemgr compare kernel` has put one, if somebody has said it here.
 FETCHED = Path("/var/lib/vemgr/compare/kernel")
@@ -221,6 +222,14 @@ def test_the_list_of_drivers(fresh):
     assert table.splitlines()[0].split() == ["NAME", "LABEL", "AVAILABLE"]
     assert not [*(fresh.state / "compare" / "journal").glob("*")]
     shutil.rmtree(fresh.state / "compare")
+
+
+def test_the_ve_of_somebody_else_stays(context, fresh):
+    fresh.create(name="cmp-theirs")
+    with ready("ve", context, fresh) as driver, pytest.raises(VemgrError, match="exists already"):
+        driver.start("cmp-theirs", RESOURCES)
+    assert driver.clean() == []
+    assert fresh.state_of("cmp-theirs") == "stopped"
 
 
 def test_a_driver_that_there_is_none_of(context):

@@ -101,14 +101,19 @@ class VEDriver:
 
 
 def destroy(client: Client, name: str) -> bool:
-    """Whether there was one."""
-    try:
-        client.call("Destroy", {"name": name, "force": True})
-    except VemgrError as error:
-        if error.identifier == "NoSuchVE":
-            return False
-        raise
-    return True
+    """Whether there was one. What a client that is gone has asked for may still be in progress; its end is awaited."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            client.call("Destroy", {"name": name, "force": True})
+        except VemgrError as error:
+            if error.identifier == "NoSuchVE":
+                return False
+            if error.identifier != "Locked" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return True
 
 
 class VE:
@@ -123,16 +128,20 @@ class VE:
         self._client = driver.connect()
         self._number = driver.journal.add(_KIND, name=name)
         try:
-            # One that somebody else has made is not ours to remove.
-            self._client.call("Create", {"name": name, "template": driver.template,
-                                         "settings": driver.settings(resources)})
-        except BaseException:
-            driver.journal.done(self._number)
-            raise
-        try:
+            self._create(driver.settings(resources))
             self._start()
         except BaseException:
             self.stop()
+            raise
+
+    def _create(self, settings: dict[str, str]) -> None:
+        try:
+            self._client.call("Create", {"name": self.name, "template": self._driver.template, "settings": settings})
+        except VemgrError as error:
+            if error.identifier == "VEExists":  # somebody else's, and not ours to remove
+                self._driver.journal.done(self._number)
+                self._client.close()
+                self._stopped = True
             raise
 
     def _start(self) -> None:
@@ -226,7 +235,7 @@ class VE:
                 client.call("Stop", {"name": self.name})
                 seconds = time.monotonic() - begin
             except VemgrError as error:
-                if error.identifier not in ("NotRunning", "NoSuchVE"):
+                if error.identifier not in ("NotRunning", "NoSuchVE", "Locked"):
                     raise
             destroy(client, self.name)
         self._client.close()
