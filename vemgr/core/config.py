@@ -38,6 +38,7 @@ from vemgr.core.privileges import (
     parse_features,
     show_devices,
 )
+from vemgr.core.rates import NO_RATE, Rate, parse_network_rate, show_network_rate
 from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20
@@ -75,6 +76,7 @@ class Settings:
     address: tuple[str, ...] = ()  # of the first link
     mac: str = ""
     publish: tuple[Publication, ...] = ()
+    network_rate: Rate = NO_RATE
     mount: tuple[BindMount, ...] = ()
     hostname: str | None = None
     init: tuple[str, ...] = ()
@@ -250,6 +252,9 @@ SETTINGS: tuple[Setting, ...] = (
             "MAC address of eth0, or 'auto' for one that follows from the address", live=False),
     Setting("publish", "[ADDR:]PORT:PORT[/udp]", parse_publications, show_publications,
             "port of the host that leads to a port of the VE; empty for none", repeatable=True),
+    Setting("network-rate", "RATE[:in|:out]", parse_network_rate, show_network_rate,
+            "how fast each link may be in bit/s, 10M, or 100M:in and 10M:out; may be given again; 'unlimited' for no "
+            "limit", repeatable=True),
     Setting("mount", "SRC:DST[:ro]", parse_binds, show_binds,
             "directory or file of the host that is seen as DST in the VE, with 'ro' only for reading; may be given "
             "again; 'none' for none", live=False, repeatable=True),

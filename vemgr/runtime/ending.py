@@ -50,10 +50,14 @@ class Ender:
         """
         settings = instance.definition.settings
         self._parts.limits.check(settings)
+        if settings.network_rate:
+            await self._parts.networking.rates.check()
         with self._parts.promises.admitted(instance.name, settings):
             await self._parts.hooks.run(Stage.PRE_START, instance.definition)
             await self._starter.start(instance)
         try:
+            if settings.network_rate:
+                await self._parts.networking.limit(instance.name, settings.network_rate)
             await self._parts.hooks.run(Stage.POST_START, instance.definition, pid=str(instance.pid))
         except BaseException:
             if instance.running:

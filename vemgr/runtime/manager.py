@@ -69,6 +69,7 @@ class Manager:
         with storage_errors(f"read the limits of VE {name}"):
             in_force = self._parts.limits.in_force(name) if instance.running else {}
             usage = _flat(readings(self._parts.tree[name])) if instance.running else {}
+        usage |= self._parts.networking.traffic(name)
         return {
             **instance.summary(), "hostname": definition.hostname, "idBase": definition.id_base,
             "ready": instance.up.is_set(),
@@ -103,6 +104,8 @@ class Manager:
             raise VEExists(name)
         await self._starter.template(template)
         self._parts.limits.check(settings)
+        if settings.network_rate:
+            await self._parts.networking.rates.check()
         self._parts.disks.check(name, DEFAULTS, settings, running=False)
         await self._starter.binds(settings)
         await self._starter.devices(settings)
@@ -201,6 +204,8 @@ class Manager:
             before = self._parts.store.load(name)
             settings = parse_settings(texts, before.settings)
             self._parts.limits.check(settings)
+            if settings.network_rate:
+                await self._parts.networking.rates.check()
             after = replace(before, settings=settings)
             self._parts.disks.check(name, before.settings, settings, running=instance.running)
             if settings.mount != before.settings.mount:
@@ -243,6 +248,8 @@ class Manager:
             networking.publish(name, after.settings.publish)
         try:
             if instance.running:
+                if before.network_rate != after.settings.network_rate:
+                    await networking.limit(name, after.settings.network_rate)
                 await self._parts.limits.apply(name, after.settings, before)
             try:
                 await asyncio.to_thread(self._parts.store.save, after)
@@ -253,6 +260,8 @@ class Manager:
         except VemgrError:
             if instance.running:
                 networking.publish(name, before.publish)
+                if before.network_rate != after.settings.network_rate:
+                    await networking.limit(name, before.network_rate)
             raise
         instance.in_force = after.settings
 

@@ -48,9 +48,10 @@ class Finding:
         return {**asdict(self), "outcome": str(self.outcome)}
 
 
-def judge_rate(setting: str, asked: float, got: float, scale: float, unit: str) -> Finding:
-    """A limit of so much in each second. `scale`: of one `unit`."""
-    outcome = Outcome.ENFORCED if got <= asked * (1 + _ABOVE) else Outcome.EXCEEDED
+def judge_rate(setting: str, asked: float, got: float, scale: float, unit: str, edge: float = 0.0) -> Finding:
+    """A limit of so much in each second. `scale`: of one `unit`. `edge`: the part of the measurement that a period of
+    the limit takes, by which it may see more."""
+    outcome = Outcome.ENFORCED if got <= asked * (1 + _ABOVE + edge) else Outcome.EXCEEDED
     low = "less than the limit allows: something else held it back" if got < asked * _BELOW else ""
     return Finding(setting, outcome, f"{asked / scale:.2f}", f"{got / scale:.2f}", unit, low)
 

@@ -21,6 +21,7 @@ _SPARE = 256 * MIB  # of the host's memory that no load may take
 _GROWING = 30.0  # seconds
 _FILE = 64 * MIB
 _OPERATION = 4096
+_PERIOD = 0.1  # seconds: that of cpu.max
 _IO = {"io_read": ("rbytes", False), "io_write": ("wbytes", True),
        "iops_read": ("rios", False), "iops_write": ("wios", True)}
 
@@ -63,7 +64,7 @@ def verify_cpu(subject: Subject) -> Iterator[Finding]:
         yield Finding("cpus", Outcome.NOT_ENFORCEABLE, why=f"the VE can use {usable} CPUs, fewer than the limit of "
                       f"{units.format_cpus(settings.cpus)}")
     elif settings.cpus is not None:
-        yield judge_rate("cpus", settings.cpus / 1000, got, 1, "CPUs")
+        yield judge_rate("cpus", settings.cpus / 1000, got, 1, "CPUs", edge=_PERIOD / subject.seconds)
     if settings.cpu_guarantee:
         yield judge_guarantee("cpu-guarantee", settings.cpu_guarantee / 1000, got, 1, "CPUs")
 

@@ -15,6 +15,7 @@ from vemgr.core.errors import SHORTAGES, BadValue, SystemFailure, VemgrError
 from vemgr.core.host import HostConfig
 from vemgr.core.links import Link, Publication
 from vemgr.core.networks import Mode
+from vemgr.core.rates import Rate
 from vemgr.kernel.firewall import Firewall
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.ruleset import Rules, Zone
@@ -25,6 +26,7 @@ from vemgr.runtime.network.attachments import Attachment, Attachments
 from vemgr.runtime.network.foreign_hosts import ForeignHosts
 from vemgr.runtime.network.forwarding import Forwarding
 from vemgr.runtime.network.published import Published
+from vemgr.runtime.network.rates import Rates
 from vemgr.runtime.network.resolver import resolv_conf_for
 from vemgr.runtime.network.subnets import Subnets, Taken, choose_subnets, known_subnets
 from vemgr.runtime.store import storage_errors
@@ -54,6 +56,7 @@ class Networking:
         self._ipv6 = has_ipv6()
         self._published = Published()
         self._foreign = ForeignHosts(self._prefix)
+        self.rates = Rates(self._prefix)
         self.attachments = Attachments(f"{config.run_dir}/network")
 
     # subnets and addresses
@@ -310,6 +313,17 @@ class Networking:
         if self._firewall is None or not (self._firewall.take(gone) and self._firewall.add(new)):
             self._install()
 
+    async def limit(self, ve: str, rate: Rate) -> None:
+        """Hold the links of a running VE to a rate. Raises `SystemFailure`."""
+        attachment = self.attachments.get(ve)
+        if attachment is not None:
+            await self.rates.apply(ve, attachment.ports, rate)
+
+    def traffic(self, ve: str) -> dict[str, int]:
+        """Bytes to a running VE and from it, since its start."""
+        attachment = self.attachments.get(ve)
+        return self.rates.traffic(attachment.ports) if attachment is not None else {}
+
     def check_ports(self, ve: str, publications: tuple[Publication, ...], links: Sequence[Link]) -> None:
         """Raises `AddressInUse` or `BadValue` for ports that the host does not have to give."""
         target = self._way_out(links)
@@ -327,6 +341,7 @@ class Networking:
         attachment = self.attachments.get(ve)
         self._published.release(ve)
         self.attachments.drop(ve)
+        self.rates.released(ve)
         if attachment is None or self._firewall is None:
             return
         try:
@@ -357,6 +372,7 @@ class Networking:
                 self._published.hold(attachment)
             except VemgrError as error:
                 log.error("VE %s: %s", attachment.ve, error)
+        await self.rates.adopt({attachment.ve: attachment.ports for attachment in self.attachments})
         return await self._drop_stale()
 
     async def _drop_stale(self) -> list[str]:
@@ -402,6 +418,7 @@ class Networking:
 
     async def take_back(self) -> None:
         """Remove bridges and tables and give back the forwarding settings, as if we had never been here."""
+        await self.rates.take_back()
         for network in self._config.networks:
             await (await self._open(network.name)).remove_bridge()
         self._prepared.clear()
