@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`vemgr compare`: a real comparison of host and VE, killed in the middle and taken up again."""
 
-import json
 import os
 import signal
 import tempfile
@@ -70,12 +69,6 @@ def test_a_killed_comparison_is_taken_up_again(fresh, output):
     HTMLParser().feed((output / "report.html").read_text())
 
     assert fresh("compare", "diff", str(output), str(output / "report.json")).stdout.startswith("9 figures: 0 worse")
-    worse = json.loads((output / "report.json").read_text())
-    for sample in worse["samples"]:
-        if sample["workload"] == "syscall" and sample["driver"] == "ve":
-            sample["values"]["syscall"] *= 100
-    (output / "worse.json").write_text(json.dumps(worse))
-    assert "worse   ve, system call" in fresh("compare", "diff", str(output), str(output / "worse.json"), code=1).stdout
     assert fresh("compare", "report", str(output)).stdout == (output / "report.txt").read_text()
 
 

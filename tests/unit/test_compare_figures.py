@@ -7,15 +7,18 @@ import random
 import statistics as reference
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.compare_stand_in import Counting, report
-from vemgr.compare import noise, schedule
+from vemgr.cli.compare import compare
+from vemgr.compare import noise, schedule, schema
 from vemgr.compare.noise import Counters, Noise
 from vemgr.compare.report import difference, numbers
 from vemgr.compare.schedule import Task
 from vemgr.compare.statistics import Estimate, estimate, median, percentile, ratio
+from vemgr.core.errors import BadValue
 
 VALUES = st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=30)
 
@@ -173,7 +176,7 @@ def test_an_interval_has_the_unit_of_its_value():
 # difference
 
 COST, RATE = Counting("cost", better="lower"), Counting("rate", unit="/s", better="higher")
-FIRM, LOW, HIGH = [10.0, 10.1, 9.9, 10.0], [5.0, 5.1, 4.9, 5.0], [20.0, 20.2, 19.9, 20.0]
+FIRM, LOW, HIGH = [10.0, 10.1, 9.9, 10.0, 10.0], [5.0, 5.1, 4.9, 5.0, 5.0], [20.0, 20.2, 19.9, 20.0, 20.1]
 
 
 def verdicts(first, second):
@@ -183,7 +186,7 @@ def verdicts(first, second):
 @pytest.mark.parametrize(("work", "after", "verdict"), [
     (COST, HIGH, "worse"), (COST, LOW, "better"), (RATE, HIGH, "better"), (RATE, LOW, "worse"), (COST, FIRM, "same"),
     (COST, [10.05, 30.0, 9.95, 10.1], "same"),  # wide, but no worse beyond chance
-    (COST, [], "lost"),
+    (COST, [], "lost"), (COST, HIGH[:4], "few"), (COST, FIRM[:2], "same"),
 ])
 def test_what_has_become_of_a_figure(work, after, verdict):
     first = report([work], ["ve"], {(work.name, "ve"): FIRM})
@@ -204,3 +207,22 @@ def test_other_circumstances_are_named():
     assert difference.other_circumstances(first, first) == []
     assert difference.other_circumstances(first, second) == [
         "kernel: 6.1 / 6.2", "template: bb / debian", "the instances had other resources"]
+
+
+@pytest.mark.parametrize(("after", "code", "says"), [
+    (HIGH, 1, "worse   ve, title of cost: 10.0 ns (9.90 to 10.1 ns) -> 20.0 ns (19.9 to 20.2 ns), 2.00 times\n"
+              "1 figures: 1 worse, 0 better, beyond their intervals\n"),
+    (LOW, 0, "1 figures: 0 worse, 1 better"), (FIRM, 0, "1 figures: 0 worse, 0 better"), ([], 1, "lost    ve"),
+    (HIGH[:3], 0, "1 of too few runs to say"),
+])
+def test_the_verdict_on_the_command_line(tmp_path, after, code, says):
+    for name, values in (("a", FIRM), ("b", after)):
+        found = report([COST], ["ve"], {("cost", "ve"): values})
+        (tmp_path / name).write_bytes(schema.encode(found))
+    done = CliRunner().invoke(compare, ["diff", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert done.exit_code == code and says in done.output
+
+
+def test_a_report_that_is_not_there(tmp_path):
+    done = CliRunner().invoke(compare, ["diff", str(tmp_path), str(tmp_path)])
+    assert isinstance(done.exception, BadValue) and "no such file" in str(done.exception)

@@ -108,8 +108,8 @@ def test_only_valid_runs_after_the_warm_up_count():
 # cells and losses
 
 def test_a_ratio_above_one_is_faster_whatever_the_unit():
-    found = report([COST, RATE], ["host", "ve"], {("cost", "host"): [2.0] * 4, ("cost", "ve"): [4.0] * 4,
-                                                  ("rate", "host"): [2.0] * 4, ("rate", "ve"): [4.0] * 4})
+    found = report([COST, RATE], ["host", "ve"], {("cost", "host"): [2.0] * 5, ("cost", "ve"): [4.0] * 5,
+                                                  ("rate", "host"): [2.0] * 5, ("rate", "ve"): [4.0] * 5})
     cost, rate = summary.rows(found)
     assert cost.cells["ve"].speed.value == 0.5 and rate.cells["ve"].speed.value == 2
     assert cost.cells["host"].speed is None
@@ -117,9 +117,15 @@ def test_a_ratio_above_one_is_faster_whatever_the_unit():
 
 
 def test_a_loss_within_chance_is_none():
-    noisy = [1.0, 2.0, 3.0, 4.0]
+    noisy = [1.0, 2.0, 3.0, 4.0, 5.0]
     found = report([COST], ["host", "ve"], {("cost", "host"): noisy, ("cost", "ve"): [value * 1.1 for value in noisy]})
     assert list(summary.losses(found, summary.rows(found))) == []
+
+
+def test_few_runs_are_not_judged():
+    for count, judged in ((4, False), (5, True)):
+        found = report([COST], ["host", "ve"], {("cost", "host"): [2.0] * count, ("cost", "ve"): [4.0] * count})
+        assert bool([*summary.losses(found, summary.rows(found))]) == judged
 
 
 @pytest.mark.parametrize(("lines", "why"), [
@@ -137,13 +143,14 @@ def test_why_a_cell_is_empty(lines, why):
 
 def test_the_table():
     text = table.render(report([COST, RATE], ["host", "ve", Column(name="crun", label="crun", why="not there")],
-                               {("cost", "host"): [100.0] * 4, ("cost", "ve"): [125.0] * 4,
-                                ("rate", "ve"): [3.0] * 4}, complete=False))
+                               {("cost", "host"): [100.0] * 5, ("cost", "ve"): [125.0] * 5,
+                                ("rate", "ve"): [3.0] * 5}, complete=False))
     assert text.startswith("vemgr             0\nstarted           2026-11-23T00:00:00+00:00\nkernel            6\n")
     assert "\nCOST           host    ve\ntitle of cost  100 ns  125 ns (0.800)\n" in text
     assert "\nRATE           host  ve\ntitle of rate  -     3.00 /s\n" in text
     assert "NOT COMPLETE" in text and "\ncrun: not there\n" in text
-    assert "WHERE A VE LOSES, beyond chance\ncost, title of cost: 0.80 of host (0.80 to 0.80)\n" in text
+    lost = "WHERE A VE LOSES, beyond chance (5 runs and more)\ncost, title of cost: 0.80 of host (0.80 to 0.80)\n"
+    assert lost in text
 
 
 def test_software_emulation_is_said_wherever_figures_are():

@@ -79,7 +79,9 @@ def diff(first: Path, second: Path, *, every: bool) -> None:
             click.echo(_change(change))
     worse = sum(change.verdict in ("worse", "lost") for change in found)
     better = sum(change.verdict == "better" for change in found)
-    click.echo(f"{len(found)} figures: {worse} worse, {better} better, beyond their intervals")
+    few = sum(change.verdict == "few" for change in found)
+    click.echo(f"{len(found)} figures: {worse} worse, {better} better, beyond their intervals"
+               + f"; {few} of too few runs to say" * bool(few))
     if worse:
         sys.exit(_REGRESSION)
 

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vemgr.compare.schema import Figure, Report
-from vemgr.compare.statistics import Estimate, estimate
+from vemgr.compare.statistics import LEAST_RUNS, Estimate, estimate
 
-Verdict = Literal["worse", "better", "same", "lost", "new"]
+Verdict = Literal["worse", "better", "same", "lost", "new", "few"]
 _HOST_FACTS = ("host", "kernel", "CPU", "mitigations")
 
 
 @dataclass(frozen=True)
 class Change:
-    """`lost`: the first report has it and the second has not, although it has the column and was to do the work."""
+    """`few`: it looks otherwise, but the runs are too few to say so. `lost`: the first report has it and the second has
+    not, although it has the column and was to do the work."""
 
     figure: Figure
     driver: str
@@ -57,6 +58,8 @@ def _change(figure: Figure, driver: str, before: list[float], after: list[float]
         return Change(figure, driver, "new" if old is None else "lost", old, new)
     if old.overlaps(new):
         return Change(figure, driver, "same", old, new)
+    if min(old.count, new.count) < LEAST_RUNS:
+        return Change(figure, driver, "few", old, new)
     higher = new.value > old.value
     return Change(figure, driver, "better" if higher == (figure.better == "higher") else "worse", old, new)
 

@@ -15,6 +15,7 @@ from vemgr.compare.report.style import STYLE
 from vemgr.compare.report.summary import Cell, Row, losses
 from vemgr.compare.report.table import INCOMPLETE, TCG
 from vemgr.compare.schema import FACT, Report
+from vemgr.compare.statistics import LEAST_RUNS
 
 _METHOD = """All kinds do a work directly one after the other, in an order that is drawn anew each time; when all works
 are done once the next round begins. The first round warms up and does not count. A figure is the median of its runs,
@@ -60,8 +61,8 @@ def _lost(page: Seen) -> str:
         for loss in losses(page.report, page.rows))
     if "ve" not in page.series:
         return ""
-    return ("<section><h2>Where a VE loses</h2>"
-            + (f'<ul class="losses">{found}</ul>' if found else "<p>Nowhere beyond chance.</p>") + "</section>")
+    nowhere = f"<p>Nowhere beyond chance, as far as {LEAST_RUNS} runs or more tell.</p>"
+    return f"<section><h2>Where a VE loses</h2>{f'<ul>{found}</ul>' if found else nowhere}</section>"
 
 
 def _tables(page: Seen) -> str:

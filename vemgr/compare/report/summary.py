@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vemgr.compare.schema import FACT, Column, Figure, Report, Work
-from vemgr.compare.statistics import Estimate, estimate, ratio
+from vemgr.compare.statistics import LEAST_RUNS, Estimate, estimate, ratio
 
 HOST = "host"
 _LEAST_LOSS = 0.01  # what is closer to the host than this is no loss that anybody would notice
@@ -83,5 +83,5 @@ def losses(report: Report, found: list[Row], column: str = "ve") -> Iterator[Los
             if other == column or not ours or not theirs or min(*ours, *theirs) <= 0 or row.figure.unit == FACT:
                 continue
             speed = ratio(ours, theirs) if row.figure.better == "higher" else ratio(theirs, ours)
-            if speed and speed.count > 1 and speed.high < 1 and speed.value < 1 - _LEAST_LOSS:
+            if speed and speed.count >= LEAST_RUNS and speed.high < 1 and speed.value < 1 - _LEAST_LOSS:
                 yield Loss(row, column, other, speed)

@@ -10,6 +10,7 @@ from vemgr.compare.report.literature import FELTER, SOURCE
 from vemgr.compare.report.numbers import digits, with_unit
 from vemgr.compare.report.summary import HOST, Cell, Row, losses, rows, usable
 from vemgr.compare.schema import Report
+from vemgr.compare.statistics import LEAST_RUNS
 
 TCG = "TCG: software emulation, not hardware virtualization"
 
@@ -79,7 +80,7 @@ def _absent(report: Report, found: list[Row]) -> str:
 def _lost(report: Report, found: list[Row]) -> str:
     lines = [f"{loss.row.work.group}, {loss.row.figure.title}: {loss.speed.value:.2f} of {loss.to} "
              f"({loss.speed.low:.2f} to {loss.speed.high:.2f})" for loss in losses(report, found)]
-    return "WHERE A VE LOSES, beyond chance\n" + "\n".join(lines) if lines else ""
+    return f"WHERE A VE LOSES, beyond chance ({LEAST_RUNS} runs and more)\n" + "\n".join(lines) if lines else ""
 
 
 def _published(found: list[Row]) -> str:
