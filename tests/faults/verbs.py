@@ -218,6 +218,12 @@ def create_template(stage: Stage) -> None:
     _held(stage, "CreateTemplate", name=TEMPLATE, ve=VE, description="a test")
 
 
+def export(stage: Stage) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull, "wb") as null:
+        stage.call("Export", [null.fileno(), theirs.fileno()], name=VE, stream=0, hold=1)
+
+
 def unpush(stage: Stage) -> None:
     _run(stage, "Exec", {"name": VE, "command": {
         **_COMMAND, "user": "root", "argv": ["sh", "-c", "rm /root/pushed && echo here"]}})
@@ -257,6 +263,7 @@ SCENARIOS = [
     Scenario("rename", calling("Rename", name=VE, new="twin"), calling("Rename", name="twin", new=VE), create(), _gone),
     Scenario("template create", create_template, calling("RemoveTemplate", name=TEMPLATE), both(_running, kill()),
              _gone),
+    Scenario("export", export, nothing, both(_running, kill()), _gone),
     Scenario("push", push, unpush, _running, _gone),
     Scenario("pull", pull, nothing, _running, _gone),
     Scenario("pull, stopped", pull, both(_gone, create()), create(), _gone),

@@ -171,16 +171,32 @@ def test_files_go_in_and_out(vemgr, fresh, tmp_path):
     vemgr.assert_traces(before)
 
 
-def test_what_would_be_without_its_files_is_refused(vemgr, fresh, sized):
-    """And a VE of another name has them."""
-    run(vemgr, sized, "echo kept >/root/file")
+def test_what_is_made_of_its_files(vemgr, fresh, sized, tmp_path):
+    run(vemgr, sized, "echo kept >/root/file; chown 7:8 /root/file; rm /etc/group; truncate -s 20M /root/hole; "
+        "dd if=/dev/zero of=/root/full bs=1M count=34")
     vemgr("stop", sized, "--kill")
-    assert "cannot be copied yet" in vemgr("clone", sized, "twin", code=21).stderr
-    assert "cannot be copied yet" in vemgr("template", "create", "of-a-disk", "--from", sized, code=21).stderr
-    assert vemgr.state_of("twin") is None
+    look = "cat /root/file; stat -c '%u:%g %b %s' /root/file /root/hole; ls /etc; df -Pm / | awk 'NR==2 {print $2}'"
+    vemgr("clone", sized, "twin")
+    vemgr("export", sized, str(tmp_path / "file"))
+    vemgr("import", str(tmp_path / "file"), "--name", "read")
+    vemgr("import", str(tmp_path / "file"), "--name", "larger", "--disk", "96M")
+    vemgr("template", "create", "of-a-disk", "--from", sized)
     vemgr("rename", sized, "renamed")
-    vemgr("start", "renamed")
-    assert run(vemgr, "renamed", "cat /root/file").stdout == "kept\n"
+    seen = {}
+    for name in ("renamed", "twin", "read", "larger"):
+        assert image(vemgr, name).exists() and image(vemgr, name).stat().st_blocks < 52 * 2048
+        vemgr("start", name)
+        seen[name] = run(vemgr, name, look).stdout
+        vemgr("stop", name, "--kill")
+    assert seen["renamed"].startswith("kept\n7:8 ") and seen["renamed"] == seen["twin"] == seen["read"]
+    assert seen["larger"].splitlines()[:-1] == seen["twin"].splitlines()[:-1] != []
+    assert int(seen["larger"].split()[-1]) > int(seen["twin"].split()[-1])
+    assert vemgr("run", "--template", "of-a-disk", "--", "cat", "/root/file").stdout == "kept\n"
+    vemgr("template", "remove", "of-a-disk")
+    assert "/root/full" in vemgr("import", str(tmp_path / "file"), "--name", "small", "--disk", "32M", code=46).stderr
+    assert not [name for name in os.listdir(vemgr.state / "ve") if "small" in name]
+    vemgr("destroy", "twin", "read", "larger", "renamed")
+    no_loops(vemgr)
 
 
 def test_a_directory_stays_one(vemgr, fresh, running):

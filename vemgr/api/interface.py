@@ -212,6 +212,11 @@ class Pulled(TypedDict):
     skippedCount: int
 
 
+class Imported(TypedDict):
+    name: str
+    notes: list[str]
+
+
 class Service(Protocol):
     """What serves the interface: the daemon's composition root."""
 
@@ -232,6 +237,9 @@ class Service(Protocol):
     async def push(self, name: str, path: str, source: dict[str, Any], stream: int, hold: int) -> None: ...
     async def pull(self, name: str, path: str, kind: str, stream: int, hold: int) -> dict[str, Any]: ...
     async def clone(self, name: str, new: str, hold: int) -> None: ...
+    async def export(self, name: str, with_template: bool, stream: int, hold: int) -> list[str]: ...
+    async def import_(self, name: str, template: str, texts: dict[str, str], trusted: bool, stream: int,
+                      hold: int) -> tuple[str, list[str]]: ...
     async def rename(self, name: str, new: str) -> None: ...
     async def create_template(self, name: str, ve: str, description: str, hold: int) -> None: ...
     async def attach(self, name: str, read_only: bool, force: bool, stream: int) -> str: ...
@@ -382,6 +390,23 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """Make another VE of a stopped one: its settings and data, but ids, addresses and a host name of its own,
         and no published ports. `hold` as for Push, without the confirmation."""
         await self._service.clone(name, new, hold.fileno())
+
+    @varlinkmethod(return_parameter="skipped")
+    async def Export(self, *, name: str, stream: FileDescriptor, hold: FileDescriptor,
+                     withTemplate: bool | None = None) -> list[str]:  # noqa: N803
+        """Write a stopped VE to `stream`: its definition, its own files, and its template or what identifies that.
+        Returns what was left out. `hold` as for Push, without the confirmation."""
+        return await self._service.export(name, bool(withTemplate), stream.fileno(), hold.fileno())
+
+    @varlinkmethod
+    async def Import(self, *, name: str, template: str, settings: dict[str, str], stream: FileDescriptor,
+                     hold: FileDescriptor, trusted: bool | None = None) -> Imported:
+        """Make a VE of what Export has written. An empty name or template is the file's; settings are instead of the
+        file's. What opens something of this host is taken from the file only if that is trusted. It is there when all
+        has been read and its checksum fits, or not at all. `hold` as for Push, without the confirmation."""
+        made, notes = await self._service.import_(name, template, settings, bool(trusted), stream.fileno(),
+                                                  hold.fileno())
+        return {"name": made, "notes": notes}
 
     @varlinkmethod
     async def Rename(self, *, name: str, new: str) -> None:

@@ -20,7 +20,7 @@ from vemgr.api.location import DEFAULT_PATH
 from vemgr.cli import completion, connection, ending
 from vemgr.core.errors import BadValue
 
-_STANDARD = "-"
+STANDARD = "-"
 _recursive = click.option("-r", "--recursive", is_flag=True,
                           help="A directory with all below it; '-' is a tar archive.")
 
@@ -60,15 +60,15 @@ def push(context: click.Context, source: str, target: str, recursive: bool, owne
     """Copy a file or directory into a VE."""
     name, path = _split("target", target)
     uid, gid = _owner(owner)
-    fd = 0 if source == _STANDARD else _open(source, os.O_RDONLY | (os.O_DIRECTORY if recursive else 0))
+    fd = 0 if source == STANDARD else opened(source, os.O_RDONLY | (os.O_DIRECTORY if recursive else 0))
     info = os.fstat(fd)
     if stat.S_ISDIR(info.st_mode) and not recursive:
         raise BadValue("source", source, "a directory", remedy="copy it with --recursive")
     parameters: dict[str, Any] = {"uid": uid, "gid": gid, "kind": "file"}
-    if source != _STANDARD:
+    if source != STANDARD:
         parameters["fileName"] = os.path.basename(os.path.abspath(source))
     if recursive:
-        parameters["kind"] = "archive" if source == _STANDARD else "directory"
+        parameters["kind"] = "archive" if source == STANDARD else "directory"
     elif stat.S_ISREG(info.st_mode):
         parameters |= {"mode": stat.S_IMODE(info.st_mode), "mtime": info.st_mtime_ns}
     if mode:
@@ -96,7 +96,7 @@ def pull(context: click.Context, source: str, target: str, recursive: bool) -> N
                        f"{', '.join(reply['skipped'][:5])}")
         return reply
 
-    if target == _STANDARD:
+    if target == STANDARD:
         if recursive and os.isatty(1):
             raise BadValue("target", target, "nobody reads an archive", remedy="name a directory, or use a pipe")
         fetch("archive" if recursive else "file", 1)
@@ -107,9 +107,9 @@ def pull(context: click.Context, source: str, target: str, recursive: bool) -> N
         with _new_directory(target) as fd:
             fetch("directory", fd)
     elif os.path.exists(target) and not os.path.isfile(target):  # /dev/null, a fifo
-        fetch("file", _open(target, os.O_WRONLY))
+        fetch("file", opened(target, os.O_WRONLY))
     else:
-        with _new_file(target) as fd:
+        with new_file(target) as fd:
             found = fetch("file", fd)
             os.fchmod(fd, found["mode"] & 0o777)  # a VE's set-user-ID program must not be one of the host's
             os.utime(fd, ns=(found["mtime"], found["mtime"]))
@@ -136,7 +136,7 @@ def _mode(text: str) -> int:
         raise BadValue("--mode", text, "not a number in octal") from None
 
 
-def _open(path: str, flags: int) -> int:
+def opened(path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
@@ -148,12 +148,12 @@ def _temporary(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _new_file(path: str) -> Iterator[int]:
+def new_file(path: str) -> Iterator[int]:
     """A file that gets its name when the body has succeeded; until then it has none, so that nothing of it outlives
     us."""
     directory, name = os.path.split(os.path.abspath(path))
-    parent = _open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    fd = _open(directory, os.O_WRONLY | os.O_TMPFILE)
+    parent = opened(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fd = opened(directory, os.O_WRONLY | os.O_TMPFILE)
     try:
         yield fd
         os.fsync(fd)

@@ -14,6 +14,7 @@ import vemgr
 from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
 from vemgr.cli import completion, connection, console, ending, execute, keys, logs, tables
+from vemgr.cli.carrying import export, import_command
 from vemgr.cli.copies import clone, create_template, rename
 from vemgr.cli.doctor import doctor
 from vemgr.cli.edit import edit
@@ -81,6 +82,7 @@ cli.add_command(template)
 cli.add_command(top)
 cli.add_command(clone)
 cli.add_command(edit)
+cli.add_command(export)
 cli.add_command(rename)
 template.add_command(create_template)
 cli.add_command(push)
@@ -110,6 +112,9 @@ def given(options: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]
         elif value == "":
             texts[setting.key] = value
     return texts
+
+
+cli.add_command(import_command(setting_options, template_option, given))
 
 
 def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[Client, str], str | None]) -> None:

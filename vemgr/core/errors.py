@@ -159,6 +159,12 @@ class TemplateUnusable(FailedError):
     exit_code = 47
 
 
+class ExportUnusable(FailedError):
+    """A file that a VE was to be made of is damaged, cut off or breaks a rule; facts name the part or the entry."""
+
+    exit_code = 47
+
+
 class NotEnforceable(RefusedError):
     """This host cannot enforce a limit that was asked for."""
 

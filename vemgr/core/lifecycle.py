@@ -31,6 +31,7 @@ class Verb(StrEnum):
     CLONE = "clone"
     RENAME = "rename"
     TEMPLATE = "template create"
+    EXPORT = "export"
 
 
 # Where each verb leads; a pair that is missing is refused.
@@ -41,6 +42,7 @@ TRANSITIONS: dict[tuple[State, Verb], State] = {
     (State.STOPPED, Verb.CLONE): State.STOPPED,
     (State.STOPPED, Verb.RENAME): State.STOPPED,
     (State.STOPPED, Verb.TEMPLATE): State.STOPPED,
+    (State.STOPPED, Verb.EXPORT): State.STOPPED,
     (State.RUNNING, Verb.STOP): State.STOPPED,
     (State.RUNNING, Verb.SUSPEND): State.SUSPENDED,
     (State.RUNNING, Verb.SET): State.RUNNING,
@@ -61,6 +63,8 @@ def check(name: str, state: State, verb: Verb) -> State:
         raise AlreadyRunning(name, state)
     if verb == Verb.DESTROY:
         raise StillRunning(name, state)
+    if verb == Verb.EXPORT:
+        raise StillRunning(name, state, "stop it first, or use --stop")
     if verb in (Verb.CLONE, Verb.RENAME, Verb.TEMPLATE):
         raise StillRunning(name, state, "stop it first")
     raise NotRunning(name, state)

@@ -112,6 +112,13 @@ class DaemonService:
     async def clone(self, name: str, new: str, hold: int) -> None:
         await self._manager.copies.clone(name, new, _checked_hold(hold))
 
+    async def export(self, name: str, with_template: bool, stream: int, hold: int) -> list[str]:
+        return await self._manager.carrying.export(name, stream, _checked_hold(hold), with_template=with_template)
+
+    async def import_(self, name: str, template: str, texts: dict[str, str], trusted: bool, stream: int,
+                      hold: int) -> tuple[str, list[str]]:
+        return await self._manager.carrying.import_(name, template, texts, stream, _checked_hold(hold), trusted=trusted)
+
     async def rename(self, name: str, new: str) -> None:
         await self._manager.copies.rename(name, new)
 

@@ -30,7 +30,7 @@ _ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_", "trusted.ove
 class Copier:
     def __init__(self) -> None:
         self._links: dict[int, str] = {}  # inode with several names: the first one of it here
-        self._reflinks = True
+        self._reflinks = self._one_system = True
         self._top = -1
 
     def tree(self, source: int, target: int) -> None:
@@ -110,10 +110,20 @@ class Copier:
                 position = _next_data(source, position)
                 end = os.lseek(source, position, os.SEEK_HOLE)
                 while position < end:
-                    copied = os.copy_file_range(source, target, min(_CHUNK, end - position), position, position)
+                    copied = self._range(source, target, min(_CHUNK, end - position), position)
                     if not copied:
                         return
                     position += copied
+
+    def _range(self, source: int, target: int, count: int, position: int) -> int:
+        if self._one_system:
+            try:
+                return os.copy_file_range(source, target, count, position, position)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._one_system = False  # from one disk with a size to another
+        return os.pwrite(target, os.pread(source, count, position), position)
 
     @staticmethod
     def _describe(info: os.stat_result, source: int, target: int) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import prctl
 
 from vemgr.core.errors import NoSpace, SystemFailure, TransferFailed, VemgrError
-from vemgr.files import transfer, views, whole
+from vemgr.files import carrying, transfer, views, whole
 
 _FULL = (28, 122)  # ENOSPC, EDQUOT
 _JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "push": transfer.push, "pull": transfer.pull, "clone": whole.clone, "template": whole.template,
-    "view": views.refresh,
+    "view": views.refresh, "export": carrying.export, "manifest": carrying.manifest, "digest": carrying.digest,
+    "import": carrying.restore, "clone-disk": carrying.clone_disk,
 }
 
 

@@ -46,6 +46,8 @@ class Packer:
     of the tree, as descriptors by path. `keep_fifos`: as they are no danger to who unpacks them. Attributes are kept as
     `attributes` says: their names, or the beginnings of names."""
 
+    directories_last = False  # after what is in them
+
     def __init__(self, target: BinaryIO, *, owner: tuple[int, int] | None = None, keep_fifos: bool = False,
                  mounts: Mapping[str, int] | None = None,
                  attributes: tuple[str, ...] = ("user.", "security.capability")) -> None:
@@ -74,10 +76,14 @@ class Packer:
             os.close(fd)
             raise OSError(errno.ELOOP, f"more than {_DEPTH} directories deep", shown(path))
         try:
-            self._add(self._entry(os.fstat(fd), name, tarfile.DIRTYPE, fd))
+            entry = self._entry(os.fstat(fd), name, tarfile.DIRTYPE, fd)
+            if not self.directories_last:
+                self._add(entry)
             with os.scandir(fd) as names:
                 for each in names:
                     self._child(fd, each.name, f"{name}/{each.name}", f"{path}/{each.name}", depth)
+            if self.directories_last:
+                self._add(entry)
         finally:
             os.close(fd)
 
@@ -95,12 +101,16 @@ class Packer:
             elif stat.S_ISFIFO(info.st_mode) and self._keep_fifos:
                 self._add(self._entry(info, name, tarfile.FIFOTYPE))
             else:
-                self.skipped.add(path)
+                self._other(info, name)
         except _WriteError as error:
             raise error.reason from None
         except OSError as error:
             if error.errno not in _RACED or error.filename not in (base, name):
                 raise
+
+    def _other(self, info: os.stat_result, name: str) -> None:
+        del info
+        self.skipped.add(name.removeprefix("."))
 
     def _subdirectory(self, parent: int, base: str, name: str, path: str, depth: int, info: os.stat_result) -> None:
         try:
@@ -140,8 +150,11 @@ class Packer:
             self._links[inode] = name
         with open(fd, "rb", buffering=0) as file:
             entry = self._entry(info, name, tarfile.REGTYPE, fd)
-            entry.size = info.st_size
-            self._add(entry, cast(BinaryIO, _Exactly(file)))
+            self._content(cast(BinaryIO, file), entry, info)
+
+    def _content(self, file: BinaryIO, entry: tarfile.TarInfo, info: os.stat_result) -> None:
+        entry.size = info.st_size
+        self._add(entry, cast(BinaryIO, _Exactly(file)))
 
     def _entry(self, info: os.stat_result, name: str, kind: bytes, fd: int = -1) -> tarfile.TarInfo:
         entry = tarfile.TarInfo(name)

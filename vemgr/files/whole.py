@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vemgr.files import opening
+from vemgr.files.carrying import hang, opened
 from vemgr.files.copying import Copier
 from vemgr.files.packing import Packer
 from vemgr.files.sides import other_side
@@ -22,8 +23,8 @@ def clone(job: dict[str, Any]) -> dict[str, Any]:
     """Copy the writes of a VE, tree by tree, into directories that are there."""
     source_ids, target_ids = opening.id_map(job["id-base"], 0), opening.id_map(job["target-base"], 0)
     for number in range(job["count"]):
-        source = _opened(f"{job['data']}/{number}/upper", source_ids)
-        target = _opened(f"{job['target']}/{number}/upper", target_ids)
+        source = opened(f"{job['data']}/{number}/upper", source_ids)
+        target = opened(f"{job['target']}/{number}/upper", target_ids)
         Copier().tree(source, target)
         syncfs(target)
         os.close(source)
@@ -37,21 +38,16 @@ def template(job: dict[str, Any]) -> dict[str, Any]:
     opening.private_mounts()
     ids = opening.id_map(job["id-base"], 0)
     opening.mount_stage(job["stage"])
-    trees = {tree["mountpoint"]: _merged(number, tree["lowers"], job["data"], ids)
+    data = job["data"]
+    if job["disk"]:
+        hang(data, "disk")
+        data = "disk"
+    trees = {tree["mountpoint"]: _merged(number, tree["lowers"], data, ids)
              for number, tree in enumerate(job["trees"])}
     os.chdir("/")
     with other_side(lambda stream: _pack(trees, stream), reads=False) as stream:
         made = Templates(Path(job["templates"])).import_archive(job["name"], stream, description=job["description"])
     return {"size": made.size}
-
-
-def _opened(path: str, ids: int) -> int:
-    """A directory that shows a VE's own ids."""
-    mount = opening.mapped_clone(path, ids)
-    try:
-        return os.open(".", _DIRECTORY, dir_fd=mount)
-    finally:
-        os.close(mount)
 
 
 def _merged(number: int, lowers: list[str], data: str, ids: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template, check_template_name
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.links import Link
+from vemgr.runtime.carrying import made, where
 from vemgr.runtime.instances import Instances, Parts
 from vemgr.runtime.launcher import Launcher
 from vemgr.runtime.network.addressing import Addressing
@@ -40,7 +40,6 @@ class Copies:
         check_name(new)
         async with self._instances.held(name, Verb.CLONE) as instance:
             check(name, instance.state, Verb.CLONE)
-            self._parts.disks.images.check_copied(name)
             source = self._parts.store.load(name)
             settings = without_identity(source.settings)
             template = await self._starter.template(source.template)
@@ -64,14 +63,18 @@ class Copies:
 
     async def _copy(self, source: Definition, target: Definition, template: Template, hold: int) -> None:
         store = self._parts.store
-        count = len(template.trees) if os.path.isdir(f"{store.path(source.name)}/data/0/upper") else 0
-        partial = await asyncio.to_thread(store.begin, target, count,
+        count = self._parts.disks.trees(source.name, len(template.trees))
+        image = self._parts.disks.images.exists(source.name)
+        partial = await asyncio.to_thread(store.begin, target, 0 if image else count,
                                           self._parts.disks.project(source.name, target))
         try:
-            await self._parts.file_jobs.run(source.name, {
-                "do": "clone", "what": f"clone VE {source.name}", "count": count, "hold": hold,
-                "data": f"{store.path(source.name)}/data", "id-base": source.id_base,
-                "target": f"{partial}/data", "target-base": target.id_base}, (hold,))
+            # Not the image's blocks: the ids in it are those of the source.
+            async with (where(self._parts, source.name, source, count) as place,
+                        made(self._parts, partial, target, count if image else 0) as new):
+                await self._parts.file_jobs.run(source.name, {
+                    "do": "clone-disk" if image else "clone", "what": f"clone VE {source.name}", "count": count,
+                    "hold": hold, "data": place["data"], "id-base": source.id_base, "target": new["data"],
+                    "target-base": target.id_base, "stage": self._parts.file_jobs.stage}, (hold,))
             await asyncio.to_thread(store.finish, target)
         except BaseException:
             await asyncio.to_thread(store.purge, partial)
@@ -106,17 +109,18 @@ class Copies:
         store = self._parts.store
         async with self._instances.held(ve, Verb.TEMPLATE) as instance:
             check(ve, instance.state, Verb.TEMPLATE)
-            self._parts.disks.images.check_copied(ve)
             definition = store.load(ve)
             template = await self._starter.template(definition.template)
             with self._parts.template_verbs.held(name, "create"):
                 job: dict[str, Any] = {
                     "do": "template", "what": f"make a template of VE {ve}", "name": name, "hold": hold,
                     "description": description, "templates": str(self._parts.templates.directory),
-                    "trees": [asdict(tree) for tree in template.trees], "data": f"{store.path(ve)}/data",
-                    "id-base": definition.id_base, "stage": self._parts.file_jobs.stage}
+                    "trees": [asdict(tree) for tree in template.trees], "id-base": definition.id_base,
+                    "stage": self._parts.file_jobs.stage}
+                count = self._parts.disks.trees(ve, len(template.trees))
                 try:
-                    await self._parts.file_jobs.run(ve, job, (hold,))
+                    async with where(self._parts, ve, definition, count) as place:
+                        await self._parts.file_jobs.run(ve, job | place, (hold,))
                 except BaseException:
                     await asyncio.to_thread(self._parts.templates.sweep_of, name)
                     raise

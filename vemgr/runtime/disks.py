@@ -55,6 +55,10 @@ class Disks:
         """What the files of a VE that is made of another's are counted as."""
         return target.id_base if self.quotas.has(source) else 0
 
+    def trees(self, name: str, count: int) -> int:
+        """How many of the `count` trees of its template the VE has written to: all, or none before its first start."""
+        return count if self.images.exists(name) or os.path.isdir(f"{self._directory}/{name}/data/0/upper") else 0
+
     def resize(self, after: Definition) -> None:
         """Give a VE the size that its definition says now. Raises `LimitNotReached`, `SystemFailure`, `NoSpace`."""
         if self.kind(after.name, after.settings) is Storage.QUOTA:

@@ -77,12 +77,6 @@ class Images:
             raise BadValue("disk", text, "the VE's files are in a directory already, which has no size",
                            remedy="set it when a VE is created, or before its first start")
 
-    def check_copied(self, name: str) -> None:
-        """Refuse to make something of the files of a VE that are on a disk: it would be without them."""
-        if self.exists(name):
-            raise BadValue("VE", name, "its files are on a disk with a size, which cannot be copied yet",
-                           remedy="push and pull copy directories")
-
     def _check_host(self) -> None:
         if not loop.available():
             raise NotEnforceable("disk", "there are no loop devices", "modprobe loop")

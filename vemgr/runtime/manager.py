@@ -26,6 +26,7 @@ from vemgr.core.plan import Plan
 from vemgr.core.privileges import effective
 from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import stopping
+from vemgr.runtime.carrying import Carrying
 from vemgr.runtime.copies import Copies
 from vemgr.runtime.ending import Ender
 from vemgr.runtime.instances import Instance, Instances, Parts
@@ -53,6 +54,7 @@ class Manager:
         self._starter = Starter(parts, launcher)
         self._addressing = Addressing(parts, self.instances)
         self.transfers = Transfers(parts, self.instances, self._starter)
+        self.carrying = Carrying(parts, self.instances, self._starter, self._addressing)
         self.copies = Copies(parts, self.instances, self._starter, self._addressing, launcher)
         self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
         self.views = ViewRefresh(parts, self.instances, self._ender.in_background)

@@ -71,18 +71,20 @@ def unpack(
     limits: ArchiveLimits = DEFAULT_LIMITS,
     progress: Callable[[int], None] | None = None,
     describe: Describe = metadata,
+    whiteouts: bool = False,
 ) -> ArchiveSummary:
     """Unpacks `stream` (tar, or tar in gzip, xz or zstd; never sought) below `root_fd`, and syncs the file system.
 
     Directories that no entry describes belong to the caller and have mode 0755. `progress` is called with the bytes
-    of content so far; `describe` tells what an entry gets of what it says of itself.
+    of content so far; `describe` tells what an entry gets of what it says of itself. `whiteouts`: make those of
+    overlayfs, which are device nodes that are no device.
 
     Raises TemplateUnusable (the archive is damaged, too large or breaks a rule; the fact `entry`
     names the culprit), NoSpace, SystemFailure; what was unpacked until then is left to the caller to remove.
     """
     source = TarSource(stream)
     with TreeWriter(root_fd) as writer:
-        unpacking = _Unpacking(source, writer, limits, progress or (lambda _: None), describe)
+        unpacking = _Unpacking(source, writer, limits, progress or (lambda _: None), describe, whiteouts)
         unpacking.run()
     try:
         syncfs(root_fd)
@@ -114,9 +116,10 @@ class _Header(tarfile.TarInfo):
 class _Unpacking:
     def __init__(
         self, source: TarSource, writer: TreeWriter, limits: ArchiveLimits, progress: Callable[[int], None],
-        describe: Describe,
+        describe: Describe, whiteouts: bool,
     ) -> None:
         self.summary = ArchiveSummary()
+        self._whiteouts = whiteouts
         self._describe = describe
         self._source, self._writer, self._limits, self._progress = source, writer, limits, progress
         self._devices: set[EntryPath] = set()
@@ -155,6 +158,10 @@ class _Unpacking:
 
     def _entry(self, member: tarfile.TarInfo) -> None:
         path = checked_path(member.name, self._limits.path_bytes, self._limits.depth)
+        if self._whiteouts and member.ischr() and (member.devmajor, member.devminor) == (0, 0):
+            self._writer.whiteout(path)
+            self._count()
+            return
         if member.isblk() or member.ischr():
             self.summary.devices_skipped += 1
             self._devices.add(path)
@@ -174,6 +181,9 @@ class _Unpacking:
             self._writer.fifo(path, meta)
         else:
             raise EntryError(f"it is of an unknown type {member.type!r}")
+        self._count()
+
+    def _count(self) -> None:
         self.summary.entries = self._writer.made
         if self.summary.entries > self._limits.entries:
             raise EntryError(f"the archive has more than {self._limits.entries} entries")

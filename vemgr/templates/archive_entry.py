@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from decimal import Decimal
 
 from vemgr.templates.tree_writer import EntryError, EntryPath, Metadata
@@ -15,6 +16,9 @@ _TIME_BOUND = 2**34 - 1  # the last second that ext4 can store
 
 _XATTR = "SCHILY.xattr."
 _ACL = "SCHILY.acl."
+# What a layer of an overlay may have beside what a template may: ACLs, and what overlayfs notes of the layers below.
+LAYER_NOTES = ("system.posix_acl_access", "system.posix_acl_default", "trusted.overlay.opaque",
+               "trusted.overlay.redirect", "trusted.overlay.metacopy")
 
 
 def checked_path(name: str, path_bytes: int, depth: int) -> EntryPath:
@@ -50,6 +54,23 @@ def metadata(member: tarfile.TarInfo) -> tuple[Metadata, int]:
             raise EntryError(f"its {kind} {number} is not between 0 and {_ID_BOUND}")
     xattrs, dropped = _xattrs(member)
     return Metadata(member.mode & 0o7777, member.uid, member.gid, _nanoseconds(member), xattrs), dropped
+
+
+def layer_metadata(member: tarfile.TarInfo) -> tuple[Metadata, int]:
+    """The same of an entry of an overlay's own layer, which says more. Raises EntryError."""
+    notes: dict[str, bytes] = {}
+    headers = dict(member.pax_headers)
+    for name in LAYER_NOTES:
+        if (text := headers.pop(_XATTR + name, None)) is not None:
+            notes[name] = text.encode("utf-8", "surrogateescape")
+    member.pax_headers = headers
+    redirect = notes.get("trusted.overlay.redirect")
+    if redirect is not None and (b"\0" in redirect or any(
+            part in (b"", b".", b"..") or len(part) > _COMPONENT_BOUND
+            for part in redirect.removeprefix(b"/").split(b"/"))):
+        raise EntryError("it is redirected to something that is not a path of a layer")
+    meta, dropped = metadata(member)
+    return replace(meta, xattrs={**meta.xattrs, **notes}), dropped
 
 
 def shown(name: str) -> str:

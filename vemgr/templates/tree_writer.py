@@ -110,6 +110,11 @@ class TreeWriter:
         finally:
             os.close(fd)
 
+    def whiteout(self, path: EntryPath) -> None:
+        """What hides a name of the layers below (overlayfs, "whiteouts and opaque directories")."""
+        parent, name = self._place(path)
+        self._replace(parent, name, lambda: os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent))
+
     def hard_link(self, path: EntryPath, target: EntryPath) -> None:
         """Links to a regular file that is in the tree already. A link to itself is already there."""
         if not target:
