@@ -34,6 +34,9 @@ LOCAL = ["host", "ve", "crun", "runc", "podman", "lxc", "systemd-nspawn"]
 def context(fresh, tmp_path_factory):
     directory = fresh.base / f"compare-{os.urandom(3).hex()}"
     yield Context(directory, str(fresh.config), "bb")
+    for name in ("cmp-one", "cmp-two"):  # LXC's
+        assert not [*Path("/sys/fs/cgroup").glob(f"vemgr-compare/{name}"),
+                    *Path("/sys/fs/cgroup").glob(f"*/vemgr-compare/{name}")]
     assert str(directory) not in Path("/proc/self/mountinfo").read_text()
     assert not [*(directory / "journal").glob("*")] and not [*(directory / "instances").glob("*")]
     shutil.rmtree(directory, ignore_errors=True)

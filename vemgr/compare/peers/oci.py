@@ -45,8 +45,9 @@ class OCI(Runtime):
             command(*self._command(directory), "delete", "--force", name, instance=name)
 
     def _command(self, directory: Path) -> list[str]:
-        # crun needs no cgroup at all where it may not write to one; runc finds that out by itself.
-        no_cgroup = ["--cgroup-manager=disabled"] if self.name == "crun" and not controllers() else []
+        # crun can do without a cgroup; runc makes one in any case.
+        without = self.name == "crun" and not {"cpu", "memory"} <= controllers()
+        no_cgroup = ["--cgroup-manager=disabled"] if without else []
         return [self.tool, f"--root={self._state(directory)}", *no_cgroup]
 
     def _state(self, directory: Path) -> Path:
