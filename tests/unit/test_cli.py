@@ -28,7 +28,7 @@ VES = [
      "publish": [], "pid": 4711, "verb": ""},
 ]
 DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-01-01", "ready": True,
-           "lastExit": "exited with 1",
+           "lastExit": "exited with 1", "restarts": 0, "restartIn": -1, "givenUp": False,
            "ephemeral": False, "settings": {"cpus": "1.5", "memory": "64M", "hostname": "", "pids": "unlimited"},
            "inForce": {"cpus": "1.5", "memory": "128M"}, "usage": {"memory_current": 4096, "pids_current": 2,
                                                                    "cpu_stat.usage_usec": 1500000}, "console": "",
@@ -55,6 +55,10 @@ class Daemon:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def stream(self, method, parameters):
+        self.asked.append((method, parameters))
+        yield from self.answers[method]
 
     def close(self):
         pass
@@ -228,11 +232,23 @@ def test_several_names(daemon, run):
 
 
 def test_stop_all(daemon, run):
-    assert run("stop", "--all", "--timeout", "3")[1] == "web1: clean\n"
-    assert daemon.asked[-1] == ("Stop", {"name": "web1", "timeout": 3, "kill": False})
-    assert run("stop")[0] == 20
-    daemon.answers["List"] = {"ves": []}
-    assert run("stop", "--all") == (0, "", "")
+    daemon.answers["StopAll"] = [_told("web1", "clean"), {"outcomes": []}]
+    assert run("stop", "--all", "--timeout", "3") == (0, "web1: clean\n", "")
+    assert daemon.asked[-1] == ("StopAll", {"timeout": 3, "kill": False})
+    assert run("stop")[0] == run("stop", "--all", "web1")[0] == 20
+    daemon.answers["StopAll"] = [_told("a", error="no"), _told("b", "clean"), _told("c", error="never", code=7)]
+    assert run("stop", "--all") == (9, "b: clean\n", "vemgr: no\nvemgr: never\n")
+
+
+def test_start_all(daemon, run):
+    daemon.answers["StartAll"] = [_told("a", "up"), _told("b", error="not up", code=133), {"outcomes": []}]
+    assert run("start", "--all") == (133, "", "vemgr: not up\n")
+    for wrong in (("web1",), ("--wait",), ("--dry-run",), ("--console",)):
+        assert run("start", "--all", *wrong)[0] == 20
+
+
+def _told(name, step="", error="", code=9):
+    return {"outcomes": [{"name": name, "step": step, "error": error, "exitCode": code if error else 0}]}
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("start",), ("--nonsense",), ("create", "x", "--cpus"),

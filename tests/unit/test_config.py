@@ -32,7 +32,8 @@ OTHER = {
     "hostname": "web.example", "init": "/sbin/init --x 'a b'",
     "allow": "i386,nesting", "feature": "fuse nesting", "device": "/dev/sdb:r:force /dev/ttyUSB0",
     "capability": "+mknod -net_raw", "user-namespaces": "0",
-    "on-boot": "yes", "stop-timeout": "5", "description": "a line",
+    "on-boot": "yes", "boot-priority": "5", "after": "db1 db2", "ready-timeout": "9", "restart": "on-failure",
+    "stop-timeout": "5", "description": "a line",
 }
 
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vemgr.core.config import Definition
+from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import Locked, SystemFailure, TemplateInUse, TemplateNotFound
+from vemgr.core.host import HostConfig
 from vemgr.core.layers import HOST_TEMPLATE
 from vemgr.core.lifecycle import State
 from vemgr.kernel import durable
@@ -25,6 +26,7 @@ from vemgr.runtime.instances import Instances, TemplateVerbs
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
+from vemgr.runtime.ordering import Order
 from vemgr.runtime.reconcile import start_on_boot
 from vemgr.runtime.workers import started_pool
 
@@ -213,7 +215,7 @@ def test_a_template_is_held_for_one_verb():
 
 def test_host_is_not_made_anew_under_a_ve_that_is_being_started():
     refreshed = []
-    parts = SimpleNamespace(template_verbs=TemplateVerbs(), promises=SimpleNamespace(),
+    parts = SimpleNamespace(config=HostConfig(), template_verbs=TemplateVerbs(), promises=SimpleNamespace(),
                             templates=SimpleNamespace(refresh_host=refreshed.append))
     manager = Manager(parts, SimpleNamespace())
     instance = manager.instances.admit(Definition(**{**vars(DEFINITION), "template": HOST_TEMPLATE}))
@@ -238,14 +240,20 @@ def test_one_that_does_not_start_keeps_no_other_from_it(tmp_path):
         started.append(name)
         if name == "a":
             raise SystemFailure("no")
+        instances.get(name).began(1, ready=True)
 
-    def ve(name):
-        settings = SimpleNamespace(on_boot=name != "c")
-        return SimpleNamespace(name=name, running=name == "d", definition=SimpleNamespace(settings=settings))
+    instances = Instances()
+    for name, settings in (("a", {"on_boot": True}), ("b", {"on_boot": True, "after": ("a", "nobody")}), ("c", {}),
+                           ("d", {"on_boot": True})):
+        instances.admit(Definition(**{**vars(DEFINITION), "name": name, "settings": Settings(**settings)}))
+    instances.get("d").began(1, ready=True)
 
-    manager = SimpleNamespace(instances=[ve(name) for name in "abcd"], start=start)
+    async def boot():
+        order = Order(instances, start, None, None, 8, 100)
+        await start_on_boot(SimpleNamespace(instances=instances, order=order, ending=False), str(tmp_path))
+
     for _ in range(2):  # a second daemon since boot starts none
-        run(start_on_boot(manager, str(tmp_path)))
+        run(boot())
     assert started == ["a", "b"]
 
 

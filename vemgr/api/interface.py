@@ -47,6 +47,9 @@ class VEDetails(VE):
     idBase: int
     created: str
     lastExit: str
+    restarts: int
+    restartIn: int
+    givenUp: bool
     ephemeral: bool
     settings: dict[str, str]
     inForce: dict[str, str]
@@ -191,6 +194,17 @@ class Events(TypedDict):
     events: list[EventInfo]
 
 
+class Outcome(TypedDict):
+    name: str
+    step: str
+    error: str
+    exitCode: int
+
+
+class Outcomes(TypedDict):
+    outcomes: list[Outcome]
+
+
 class Command(TypedDict):
     argv: list[str]
     env: dict[str, str]
@@ -226,6 +240,8 @@ class Service(Protocol):
     async def plan(self, name: str) -> list[str]: ...
     async def start(self, name: str, wait: int | None) -> None: ...
     async def stop(self, name: str, timeout: int | None, kill: bool) -> str: ...
+    def start_all(self) -> AsyncIterator[dict[str, Any]]: ...
+    def stop_all(self, timeout: int | None, kill: bool) -> AsyncIterator[dict[str, Any]]: ...
     async def restart(self, name: str, timeout: int | None) -> str: ...
     async def suspend(self, name: str) -> None: ...
     async def resume(self, name: str) -> None: ...
@@ -321,6 +337,22 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     async def Stop(self, *, name: str, timeout: int | None = None, kill: bool | None = None) -> str:
         """Stop a VE within timeout seconds; returns the step that ended it, "clean" or "killed: why"."""
         return await self._service.stop(name, timeout, bool(kill))
+
+    @varlinkmethod(delay_generator=False, return_type=Outcomes)
+    async def StartAll(self) -> AsyncIterator[AnnotatedResult]:
+        """Start all VEs that are stopped, in the order of their priorities, each when those that it comes after are up,
+        and a bounded number at once; tells of each as soon as it is up (step "up") or has failed."""
+        async for outcome in self._service.start_all():
+            yield AnnotatedResult({"outcomes": [outcome]}, continues=True)
+        yield AnnotatedResult({"outcomes": []})
+
+    @varlinkmethod(delay_generator=False, return_type=Outcomes)
+    async def StopAll(self, *, timeout: int | None = None, kill: bool | None = None) -> AsyncIterator[AnnotatedResult]:
+        """Stop all VEs that run, in the reverse order, in the time that the host's configuration gives them together;
+        tells of each the step that has ended it, or why it could not be stopped."""
+        async for outcome in self._service.stop_all(timeout, bool(kill)):
+            yield AnnotatedResult({"outcomes": [outcome]}, continues=True)
+        yield AnnotatedResult({"outcomes": []})
 
     @varlinkmethod(return_parameter="step")
     async def Restart(self, *, name: str, timeout: int | None = None) -> str:
@@ -468,9 +500,9 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """What has happened, to one VE if `name` is given, since a Unix time; with follow also what will happen, as
         soon as it does, until vemgr is shut down. Numbers rise, from one daemon to the next too: a client that has lost
         its connection goes on `after` the last number that it has seen. Kinds: created, started, stopped, crashed,
-        rebooted, suspended, resumed, set, destroyed; from the kernel's counters oom, oom-kill, memory-high, memory-max,
-        pids-max, where count says how often since the last such event; from the scheduler reclaimed, restored, unmet,
-        policy; and gap: this reader was too slow, and count events are left out."""
+        rebooted, restarting, gave-up, suspended, resumed, set, destroyed; from the kernel's counters oom, oom-kill,
+        memory-high, memory-max, pids-max, where count says how often since the last such event; from the scheduler
+        reclaimed, restored, unmet, policy; and gap: this reader was too slow, and count events are left out."""
         async for events in self._service.events(name or "", since or 0.0, bool(follow), after or 0):
             yield AnnotatedResult({"events": events}, continues=True)
         yield AnnotatedResult({"events": []})

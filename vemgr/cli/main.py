@@ -13,7 +13,7 @@ import click
 import vemgr
 from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
-from vemgr.cli import completion, connection, console, ending, execute, keys, logs, tables
+from vemgr.cli import completion, connection, console, ending, execute, keys, logs, order, tables
 from vemgr.cli.carrying import export, import_command
 from vemgr.cli.copies import clone, create_template, rename
 from vemgr.cli.doctor import doctor
@@ -93,12 +93,15 @@ def client(context: click.Context) -> Client:
     return connection.connect(context.find_object(str) or _DEFAULT_CONFIG)
 
 
+_VALUES = {"network": completion.networks, "after": completion.ves()}
+
+
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each row of the settings table."""
     for setting in reversed(SETTINGS):
         function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help,
                                 multiple=setting.repeatable,
-                                shell_complete=completion.networks if setting.key == "network" else None)(function)
+                                shell_complete=_VALUES.get(setting.key))(function)
     return function
 
 
@@ -163,7 +166,8 @@ def _nothing(_reply: dict[str, Any]) -> None:
 
 
 @cli.command()
-@names_argument("stopped")
+@click.argument("names", nargs=-1, metavar="NAME...", shell_complete=completion.ves("stopped"))
+@click.option("--all", "all_", is_flag=True, help="All that are stopped, in the order of their settings.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, step by step.")
 @click.option("--wait", is_flag=True, help="Until the VE's init says that it is up, as systemd does.")
 @click.option("--timeout", type=int, default=120, metavar="SECONDS", show_default=True,
@@ -171,9 +175,16 @@ def _nothing(_reply: dict[str, Any]) -> None:
 @click.option("--console", "attach", is_flag=True, help="Attach to the console before it starts; for one VE.")
 @detach_keys_option
 @click.pass_context
-def start(context: click.Context, names: tuple[str, ...], dry_run: bool, wait: bool, timeout: int, attach: bool,
-          detach_keys: str) -> None:
+def start(context: click.Context, names: tuple[str, ...], all_: bool, dry_run: bool, wait: bool, timeout: int,
+          attach: bool, detach_keys: str) -> None:
     """Start VEs."""
+    if all_ == bool(names):
+        raise click.UsageError("name the VEs, or say --all")
+    if all_:
+        if attach or dry_run or wait:
+            raise click.UsageError("--all waits for each VE as its ready-timeout says, and takes no other option")
+        order.start_all(client(context))
+        return
     if attach:
         if len(names) != 1 or dry_run or wait:
             raise click.UsageError("--console is for the start of one VE, without --wait")
@@ -189,23 +200,23 @@ def start(context: click.Context, names: tuple[str, ...], dry_run: bool, wait: b
 
 @cli.command()
 @click.argument("names", nargs=-1, metavar="NAME...", shell_complete=completion.ves("running", "suspended"))
-@click.option("--all", "all_", is_flag=True, help="All that run.")
+@click.option("--all", "all_", is_flag=True, help="All that run, in reverse order of their start.")
 @click.option("--timeout", type=int, metavar="SECONDS", help="How long to wait before killing.")
 @click.option("--kill", is_flag=True, help="Do not ask, kill.")
 @click.pass_context
 def stop(context: click.Context, names: tuple[str, ...], all_: bool, timeout: int | None, kill: bool) -> None:
     """Stop VEs: ask, wait, kill; says which step ended each."""
-    if all_:
-        names = tuple(ve["name"] for ve in client(context).call("List")["ves"] if ve["state"] != "stopped")
-    elif not names:
+    if all_ == bool(names):
         raise click.UsageError("name the VEs, or say --all")
+    if all_:
+        order.stop_all(client(context), timeout, kill=kill)
+        return
 
     def stop_one(connected: Client, name: str) -> str:
         reply = connected.call("Stop", {"name": name, "timeout": timeout, "kill": kill})
         return f"{name}: {reply['step']}"
 
-    if names:
-        for_each(context, names, stop_one)
+    for_each(context, names, stop_one)
 
 
 @cli.command()
@@ -291,6 +302,8 @@ def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
     lines += [(name, f"- (in use: {_link(link)})") for name, link in in_use.items()]
     if details["lastExit"]:
         lines.append(("last exit", details["lastExit"]))
+    if details["restarts"]:
+        lines.append(("restarts", f"{details['restarts']}{_restart(details)}"))
     lines.append(("ids", f"{details['idBase']} to {details['idBase'] + 65535}"))
     for key, text in details["settings"].items():
         if key in ("hostname", "address", "mac"):
@@ -308,6 +321,12 @@ def _lines(details: dict[str, Any]) -> list[tuple[str, Any]]:
     if "cpu_stat.usage_usec" in usage:
         lines.append(("cpu time", f"{usage['cpu_stat.usage_usec'] / 1e6:.2f} s"))
     return lines
+
+
+def _restart(details: dict[str, Any]) -> str:
+    if details["givenUp"]:
+        return ", given up"
+    return f", next in {details['restartIn']} s" if details["restartIn"] >= 0 else ""
 
 
 def _link(link: dict[str, str]) -> str:

@@ -39,12 +39,14 @@ from vemgr.core.privileges import (
     show_devices,
 )
 from vemgr.core.rates import NO_RATE, Rate, parse_network_rate, show_network_rate
+from vemgr.core.restarting import Policy
 from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _LONGEST_TEXT = 500
+_MOST_AFTER = 64
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
 AUTOMATIC = -1  # of swap: none where memory is limited, unlimited otherwise
 _MOST_NAMESPACES = 65536
@@ -86,6 +88,10 @@ class Settings:
     capability: tuple[str, ...] = ()  # "+name" and "-name"
     user_namespaces: int = USER_NAMESPACES
     on_boot: bool = False
+    boot_priority: int = 0
+    after: tuple[str, ...] = ()
+    ready_timeout: int = 120  # seconds
+    restart: Policy = Policy.NO
     stop_timeout: int = 30  # seconds
     description: str = ""
 
@@ -207,6 +213,24 @@ def _parse_flag(field_: str, text: str) -> bool:
     return text == "yes"
 
 
+def _parse_after(field_: str, text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.replace(",", " ").split()))
+    if len(names) > _MOST_AFTER:
+        raise BadValue(field_, f"{text[:40]}...", f"more than {_MOST_AFTER} VEs")
+    for name in names:
+        try:
+            check_name(name)
+        except BadValue as error:
+            raise BadValue(field_, name[:80], "not the name of a VE") from error
+    return names
+
+
+def _parse_restart(field_: str, text: str) -> Policy:
+    if text not in [*Policy]:
+        raise BadValue(field_, text[:80], f"not one of {', '.join(Policy)}")
+    return Policy(text)
+
+
 def _parse_text(field_: str, text: str) -> str:
     if len(text) > _LONGEST_TEXT or not text.isprintable():
         raise BadValue(field_, text[:40], f"at most {_LONGEST_TEXT} printable characters on one line")
@@ -276,6 +300,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("user-namespaces", "N", _count(0, _MOST_NAMESPACES), str,
             "how many user namespaces each user inside may have, 0 for none", live=False),
     Setting("on-boot", "yes|no", _parse_flag, lambda value: "yes" if value else "no", "start with the host"),
+    Setting("boot-priority", "N", _count(0, 1000), str,
+            "of several VEs that start at the same time the one with the highest begins, and is stopped last"),
+    Setting("after", "NAME", _parse_after, " ".join,
+            "VE that must be up before this one starts, and is stopped later, where both start or stop at the same "
+            "time; may be given again; empty for none", repeatable=True),
+    Setting("ready-timeout", "SECONDS", _count(0, 3600), str,
+            "how long VEs that come after this one wait until it is up; 0 for not at all"),
+    Setting("restart", "no|on-failure|always", _parse_restart, str,
+            "start the VE again when it has ended by itself: after a crash, or also when its init has ended with 0"),
     Setting("stop-timeout", "SECONDS", _count(0, 3600), str,
             "how long a stop waits for the VE to end by itself"),
     Setting("description", "TEXT", _parse_text, str, "a line for people"),

@@ -26,6 +26,8 @@ class Kind(StrEnum):
     SET = "set"
     RENAMED = "renamed"
     DESTROYED = "destroyed"
+    RESTARTING = "restarting"
+    GAVE_UP = "gave-up"
     GAP = "gap"
     OOM = "oom"
     OOM_KILL = "oom-kill"

@@ -17,7 +17,10 @@ from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
 # /etc/subuid default and no nspawn uses.
 _FIRST_ID = 0x70000000
 _LAST_ID = 0x7FFFFFFF
-_LONGEST_HOOK = 3600
+#: Least and most of each number.
+_BOUNDS = {"hook_timeout": (1, 3600), "start_parallel": (1, 1000), "stop_deadline": (1, 86400),
+           "restart_limit": (1, 1000), "restart_window": (1, 86400)}
+_PLAIN = ("start_parallel", "restart_limit")  # and no seconds
 AUTO, OFF, REQUIRE = _LXCFS = ("auto", "off", "require")
 _NO_ID = 0xFFFFFFFF  # (uid_t)-1
 
@@ -26,7 +29,9 @@ _NO_ID = 0xFFFFFFFF  # (uid_t)-1
 class HostConfig:
     """`networks`: the first is the one that VEs have unless they say otherwise. `cgroup`: name of the VEs' part of the
     cgroup tree where systemd gives us none. `id_first`, `id_last`: host ids that VEs' ranges are taken from.
-    `hook_timeout`: seconds that each hook has. `lxcfs`: whether VEs see their own limits by the lxcfs that is mounted
+    `hook_timeout`: seconds that each hook has. `start_parallel`: how many VEs may be coming up when
+    several start. `stop_deadline`: seconds for a stop of all VEs. `restart_limit`: how often a VE that ends by itself
+    is started again in `restart_window` seconds. `lxcfs`: whether VEs see their own limits by the lxcfs that is mounted
     at `lxcfs_dir`."""
 
     state_dir: str = "/var/lib/vemgr"
@@ -38,6 +43,10 @@ class HostConfig:
     id_last: int = _LAST_ID
     hooks_dir: str = "/etc/vemgr/hooks"
     hook_timeout: int = 30
+    start_parallel: int = 8
+    stop_deadline: int = 100
+    restart_limit: int = 10
+    restart_window: int = 600
     lxcfs: str = AUTO
     lxcfs_dir: str = "/var/lib/lxcfs"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -65,8 +74,11 @@ class HostConfig:
             if isinstance(value, str) and not value.isprintable():
                 raise BadValue(key, ascii(value)[:80], "a character in it cannot be printed")
         config = HostConfig(**values)
-        if not 1 <= config.hook_timeout <= _LONGEST_HOOK:
-            raise BadValue("hook-timeout", config.hook_timeout, f"not a number of seconds from 1 to {_LONGEST_HOOK}")
+        for name, (least, most) in _BOUNDS.items():
+            number = getattr(config, name)
+            if not least <= number <= most:
+                unit = "" if name in _PLAIN else "of seconds "
+                raise BadValue(name.replace("_", "-"), number, f"not a number {unit}from {least} to {most}")
         for name in ("state_dir", "run_dir", "hooks_dir", "lxcfs_dir"):
             if not getattr(config, name).startswith("/"):
                 raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")

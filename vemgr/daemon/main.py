@@ -114,7 +114,7 @@ class Daemon:
         log.info("ready, version %s; limits: %s", vemgr.__version__, limits)
         scraping = await _offer_figures(config.metrics, statistics)
         watching = asyncio.get_running_loop().create_task(statistics.watch())
-        await start_on_boot(manager, config.run_dir)
+        manager.in_background(start_on_boot(manager, config.run_dir))
         await self._ending.wait()
         watching.cancel()
         if scraping is not None:
@@ -122,6 +122,7 @@ class Daemon:
         notify("STOPPING=1")
         server.close()
         manager.loop.close()
+        manager.end()
         await manager.drain(_DRAIN)
         if self._keeper_ends:
             with contextlib.suppress(FileNotFoundError):

@@ -21,6 +21,7 @@ from vemgr.core.lifecycle import Verb
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.observing.statistics import Statistics
+from vemgr.runtime.ordering import Outcome
 from vemgr.runtime.scheduling.accounting import Accounting
 from vemgr.runtime.store import storage_errors
 
@@ -54,6 +55,18 @@ class DaemonService:
 
     async def stop(self, name: str, timeout: int | None, kill: bool) -> str:
         return await self._manager.stop(name, timeout=_seconds(timeout), kill=kill)
+
+    async def start_all(self) -> AsyncIterator[dict[str, Any]]:
+        names = {instance.name for instance in self._manager.instances
+                 if not instance.running and not instance.definition.ephemeral}
+        async for outcome in self._manager.order.start(names):
+            yield _outcome(outcome)
+
+    async def stop_all(self, timeout: int | None, kill: bool) -> AsyncIterator[dict[str, Any]]:
+        names = {instance.name for instance in self._manager.instances
+                 if instance.running or instance.restarting or instance.verb == Verb.START}
+        async for outcome in self._manager.order.stop(names, 0.0 if kill else _seconds(timeout)):
+            yield _outcome(outcome)
 
     async def restart(self, name: str, timeout: int | None) -> str:
         return await self._manager.restart(name, timeout=_seconds(timeout))
@@ -233,6 +246,12 @@ class DaemonService:
         await self._parts.networking.take_back()
         self._parts.journal.end()
         self._end()
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    error = outcome.error
+    return {"name": outcome.name, "step": outcome.step, "error": str(error) if error else "",
+            "exitCode": error.exit_code if error else 0}
 
 
 def _seconds(timeout: int | None, field: str = "timeout") -> float | None:

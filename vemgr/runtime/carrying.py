@@ -32,6 +32,7 @@ from vemgr.runtime.disks import Storage
 from vemgr.runtime.images import Images
 from vemgr.runtime.instances import Instances, Parts
 from vemgr.runtime.network.addressing import Addressing
+from vemgr.runtime.ordering import check_order
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.subids import foreign_ranges
 from vemgr.templates.digest import digest_parts
@@ -91,6 +92,7 @@ class Carrying:
         # From here to the admission nothing waits, as in `create`.
         if name in self._instances:
             raise VEExists(name)
+        check_order(self._instances, name, settings.after)
         settings, links = self._links(name, manifest, settings, texts, notes)
         instance = self._instances.admit(Definition(
             name=name, template=stands_on, created=utc_now(), settings=settings, links=links,

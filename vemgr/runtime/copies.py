@@ -19,6 +19,7 @@ from vemgr.runtime.carrying import made, where
 from vemgr.runtime.instances import Instances, Parts
 from vemgr.runtime.launcher import Launcher
 from vemgr.runtime.network.addressing import Addressing
+from vemgr.runtime.ordering import check_order
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.subids import foreign_ranges
 from vemgr.templates.store import utc_now
@@ -47,6 +48,7 @@ class Copies:
             # From here to the admission nothing waits, as in `create`.
             if new in self._instances:
                 raise VEExists(new)
+            check_order(self._instances, new, settings.after)
             target = self._instances.admit(replace(
                 source, name=new, created=utc_now(), settings=settings, started=False, ephemeral=False,
                 links=self._addressing.links(new, settings),
@@ -88,6 +90,7 @@ class Copies:
             definition = self._parts.store.load(name)
             if new in self._instances:
                 raise VEExists(new)
+            check_order(self._instances, new, definition.settings.after)
             renamed = self._instances.admit(replace(definition, name=new, started=False))
             async with self._instances.held(new, Verb.RENAME):
                 try:

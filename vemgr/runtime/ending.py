@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from vemgr.core.errors import CannotStop, SystemFailure, TemplateNotFound, TemplateUnusable, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.lifecycle import State
+from vemgr.core.restarting import Policy
 from vemgr.runtime import stopping
 from vemgr.runtime.hooks import Stage
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.planning import stop_signal
+from vemgr.runtime.restarting import Restarter
 from vemgr.runtime.starting import Starter
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class Ender:
         self._instances = instances
         self._starter = starter
         self._addressing = addressing
+        self.restarter = Restarter(parts, lambda instance: self.in_background(self._restart(instance)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._doomed: set[str] = set()  # data of removed VEs that could not be deleted yet
 
@@ -64,13 +69,16 @@ class Ender:
                 await self.stop(instance, 0.0)
             raise
 
-    async def stop(self, instance: Instance, timeout: float) -> str:
-        """Stop a VE whose lock the caller holds; 0 seconds means kill. Returns the step that ended it."""
+    async def stop(self, instance: Instance, timeout: float, until: float = math.inf) -> str:
+        """Stop a VE whose lock the caller holds; 0 seconds means kill. Returns the step that ended it.
+
+        `until`: time of the loop from which on there is no waiting, neither for hooks nor for the VE.
+        """
         instance.stopping = True
         try:
             if timeout > 0:
-                await self._parts.hooks.try_(Stage.PRE_STOP, instance.definition, pid=str(instance.pid))
-            step = await self._end(instance, timeout)
+                await self._before_stop(instance, until)
+            step = await self._end(instance, timeout, until)
         except BaseException:
             if instance.ended.is_set() and instance.running:  # it was left to us, and we have failed
                 await self._tidy(instance)
@@ -81,8 +89,19 @@ class Ender:
         self._parts.journal.add(Kind.STOPPED, instance.name, step)
         return step
 
-    async def _end(self, instance: Instance, timeout: float) -> str:
+    async def _before_stop(self, instance: Instance, until: float) -> None:
+        try:
+            async with asyncio.timeout_at(until if until < math.inf else None):
+                await self._parts.hooks.try_(Stage.PRE_STOP, instance.definition, pid=str(instance.pid))
+        except TimeoutError:
+            log.warning("VE %s: the hooks before its stop have taken all the time that it has", instance.name)
+
+    async def _end(self, instance: Instance, timeout: float, until: float) -> str:
         reason = "on request"
+        left = round(max(0.0, until - asyncio.get_running_loop().time()), 1)
+        if timeout > 0 >= left:
+            timeout, reason = 0.0, "no time is left of what all VEs have"
+        timeout = min(timeout, left)
         if timeout > 0:
             if instance.state == State.SUSPENDED:
                 await stopping.freeze(self._parts.tree, instance.name, False)
@@ -135,6 +154,7 @@ class Ender:
         """Remove a stopped VE, whose lock the caller holds; returns what is to be purged then."""
         gone = await asyncio.to_thread(self._parts.store.remove, instance.name)
         self._instances.forget(instance)
+        self.restarter.forget(instance)
         self._launcher.forget(instance.name)
         self._parts.logs.remove(instance.name)
         if instance.definition.settings.disk is not None:
@@ -208,28 +228,48 @@ class Ender:
             log.info("VE %s ended by itself: %s", instance.name, instance.last_exit)
             await self._tidy(instance)
             status = child.status or 0
-            self._parts.journal.add(kind_of_exit(status), instance.name, instance.last_exit)
-            instance.restarting = os.WIFSIGNALED(status) and os.WTERMSIG(status) == REBOOT
+            how = kind_of_exit(status)
+            self._parts.journal.add(how, instance.name, instance.last_exit)
+            instance.restarting = how == Kind.REBOOTED
         if instance.definition.ephemeral:
             await self.discard(instance.name)
         elif instance.restarting:
             await self._start_again(instance)
+        else:
+            self.restarter.ended(instance, how, child.start_time, powered_off=how == Kind.STOPPED and status != 0)
 
     async def _start_again(self, instance: Instance) -> None:
         """A reboot from inside. The lock is free during the delay, so that the VE can be stopped meanwhile."""
         if time.monotonic() - instance.rebooted < _SHORT_LIFE:
             await asyncio.sleep(_REBOOT_DELAY)
         async with instance.lock:
-            if not instance.restarting or not self._instances.holds(instance):
-                return
-            instance.verb, instance.restarting, instance.rebooted = "start", False, time.monotonic()
-            try:
-                await self._addressing.reload(instance)
-                await self.start(instance)
-            except VemgrError as error:
-                log.error("VE %s asked for a reboot but does not start: %s", instance.name, error)
-            finally:
-                instance.verb = ""
+            if instance.restarting and self._instances.holds(instance):
+                instance.rebooted = time.monotonic()
+                await self._try_to_start(instance, "asked for a reboot")
+
+    async def _restart(self, instance: Instance) -> None:
+        """After a crash. What the VE's restarts were counted for may have been stopped, changed or destroyed since."""
+        async with instance.lock:
+            if instance.restarting and self._instances.holds(instance):
+                if instance.definition.settings.restart == Policy.NO:
+                    instance.restarting = False
+                    self.restarter.forget(instance)
+                else:
+                    await self._try_to_start(instance, "was to be started again")
+
+    async def _try_to_start(self, instance: Instance, why: str) -> None:
+        """The caller holds its lock. A VE that does not start is one that has crashed at once."""
+        instance.verb, instance.restarting = "start", False
+        try:
+            await self._addressing.reload(instance)
+            await self.start(instance)
+            instance.restarts = replace(instance.restarts, due=0.0)
+        except VemgrError as error:
+            log.error("VE %s %s but does not start: %s", instance.name, why, error)
+            instance.last_exit = f"does not start: {error.message}"
+            self.restarter.ended(instance, Kind.CRASHED, 0)
+        finally:
+            instance.verb = ""
 
     async def discard(self, name: str) -> None:
         """The command of an ephemeral VE has ended, or could not begin: the VE goes, if need be later."""
@@ -275,6 +315,7 @@ class Ender:
                     if instance.running:
                         await self._tidy(instance)
                         self._parts.journal.add(Kind.CRASHED, instance.name, instance.last_exit)
+                        self.restarter.ended(instance, Kind.CRASHED, 0)
             if instance.definition.ephemeral:
                 await self.discard(instance.name)
 

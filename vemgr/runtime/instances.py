@@ -14,6 +14,7 @@ from vemgr.core.config import Definition, Settings, check_name
 from vemgr.core.errors import Locked, NoSuchVE
 from vemgr.core.host import HostConfig
 from vemgr.core.lifecycle import State, Verb
+from vemgr.core.restarting import Restarts
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
 from vemgr.runtime.counters import Counters
@@ -89,7 +90,8 @@ class Instance:
 
     `verb`: in progress, "" if none. `up`: set once its init has said that it is up, or at once if it cannot say that.
     `ended`: set once its init is gone. `stopping`: a verb waits for that and will tidy up. `in_force`: the settings
-    that its cgroup carries. `restarting`: it asked for a reboot, which is about to happen. `rebooted`: when it last
+    that its cgroup carries. `restarting`: it asked for a reboot, which is about to happen, or is to be
+    started again after a crash. `restarts`: those. `rebooted`: when it last
     did, monotonic seconds. `last_exit`: how the last init ended.
     """
 
@@ -105,6 +107,7 @@ class Instance:
     restarting: bool = False
     rebooted: float = -1e9
     last_exit: str = ""
+    restarts: Restarts = field(default_factory=Restarts)
 
     @property
     def name(self) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
 from vemgr.core.config import DEFAULTS, Definition, changed, check_name, parse_settings, show_settings
-from vemgr.core.errors import ConsoleInUse, Locked, NoSuchVE, NoTemplate, NotReady, SystemFailure, VEExists, VemgrError
+from vemgr.core.errors import ConsoleInUse, Locked, NoSuchVE, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
@@ -33,6 +34,8 @@ from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.network.addressing import Addressing
+from vemgr.runtime.ordering import Order, check_order, wait_until_up
+from vemgr.runtime.restarting import describe
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.loop import ControlLoop
 from vemgr.runtime.scheduling.policy import PolicySwitch
@@ -51,6 +54,7 @@ class Manager:
         self._parts = parts
         self._launcher = launcher
         self.instances = Instances()
+        self.ending = False
         self._starter = Starter(parts, launcher)
         self._addressing = Addressing(parts, self.instances)
         self.transfers = Transfers(parts, self.instances, self._starter)
@@ -62,6 +66,8 @@ class Manager:
         self._balancer = Balancer(parts, self._ender.in_background)
         self.loop = ControlLoop(parts, self.instances, self._balancer)
         self.policy = PolicySwitch(parts, self.instances)
+        self.order = Order(self.instances, self.start, self._stop, self._ender.in_background,
+                           parts.config.start_parallel, parts.config.stop_deadline)
 
     async def show(self, name: str) -> dict[str, Any]:
         """Everything about one VE: its settings, the limits in force as the kernel has them, and what it uses."""
@@ -75,7 +81,8 @@ class Manager:
         return {
             **instance.summary(), "hostname": definition.hostname, "idBase": definition.id_base,
             "ready": instance.up.is_set(),
-            "created": definition.created, "lastExit": instance.last_exit, "ephemeral": definition.ephemeral,
+            "created": definition.created, "lastExit": instance.last_exit, **describe(instance.restarts),
+            "ephemeral": definition.ephemeral,
             "settings": show_settings(definition.settings, all_=True),
             "inForce": in_force, "usage": usage,
             "diskBy": str(self._parts.disks.kind(name, definition.settings)),
@@ -115,6 +122,7 @@ class Manager:
         # Between here and the admission nothing waits, so no other client gets the name, an address or the ids, and
         # nobody takes the template away without seeing who uses it.
         self._parts.template_verbs.check_stays(template)
+        check_order(self.instances, name, settings.after)
         links = self._addressing.links(name, settings)
         if name in self.instances:
             raise VEExists(name)
@@ -159,23 +167,33 @@ class Manager:
             check(name, instance.state, Verb.START)
             # The file is the truth: an administrator may have edited it since.
             await self._addressing.reload(instance)
+            self._ender.restarter.forget(instance)
             await self._ender.start(instance)
             pid = instance.pid
         if wait is not None and not instance.up.is_set():
-            await _wait_until_up(instance, pid, wait)
+            await wait_until_up(instance, pid, wait)
 
     async def stop(self, name: str, *, timeout: float | None = None, kill: bool = False) -> str:
         """Stop a VE; returns the step that ended it: "clean", or "killed" and why."""
+        return await self._stop(name, 0.0 if kill else timeout)
+
+    async def _stop(self, name: str, timeout: float | None, until: float = math.inf) -> str:
+        """`until`: time of the loop by when it must have ended by itself."""
         async with self.instances.held(name, Verb.STOP) as instance:
-            if instance.restarting:
+            crashed = instance.restarts.due > 0
+            self._ender.restarter.forget(instance)
+            if instance.restarting:  # it ended by itself and was about to start again
                 instance.restarting = False
-                return "clean"  # it ended by itself and was about to start again
+                if crashed:
+                    self._parts.journal.add(Kind.STOPPED, name, "not restarted")
+                return f"not restarted: {instance.last_exit}" if crashed else "clean"
             check(name, instance.state, Verb.STOP)
-            return await self._ender.stop(instance, 0.0 if kill else _patience(instance, timeout))
+            return await self._ender.stop(instance, _patience(instance, timeout), until)
 
     async def restart(self, name: str, *, timeout: float | None = None) -> str:
         async with self.instances.held(name, Verb.STOP) as instance:
             check(name, instance.state, Verb.STOP)
+            self._ender.restarter.forget(instance)
             with self._parts.promises.kept(name, lambda: instance.running):
                 step = await self._ender.stop(instance, _patience(instance, timeout))
                 await self._addressing.reload(instance)
@@ -215,6 +233,7 @@ class Manager:
             if (settings.device, settings.feature) != (before.settings.device, before.settings.feature):
                 await self._starter.devices(settings)
             differing = changed(before.settings, settings)
+            check_order(self.instances, name, settings.after)
             if {"network", "address", "mac", "publish"} & {setting.key for setting in differing}:
                 await self._parts.networking.choose()
                 after = replace(after, links=self._addressing.links(name, settings, before))
@@ -309,6 +328,11 @@ class Manager:
         """Take away an ephemeral VE, whatever it is doing."""
         await self._ender.discard(name)
 
+    def adopt_restarts(self) -> None:
+        """Of the daemon before, when it is known what runs."""
+        for instance in self.instances:
+            self._ender.restarter.adopt(instance)
+
     def on_exit(self, child: Child) -> None:
         self._ender.on_exit(child)
 
@@ -325,25 +349,14 @@ class Manager:
         self._balancer.forget()
         self.loop.use_tree()
 
+    def end(self) -> None:
+        """The daemon is about to end: nothing more is begun that nobody has asked for."""
+        self.ending = True
+        self.order.end_starts()
+        self._ender.restarter.close()
+
     async def drain(self, seconds: float) -> None:
         await self._ender.drain(seconds)
-
-
-async def _wait_until_up(instance: Instance, pid: int, seconds: float) -> None:
-    """The VE may be stopped meanwhile, or end, which is then what is told."""
-    up, ended = (asyncio.ensure_future(event.wait()) for event in (instance.up, instance.ended))
-    try:
-        await asyncio.wait((up, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        up.cancel()
-        ended.cancel()
-    if up.done() and not up.cancelled():
-        return
-    if instance.pid != pid or instance.ended.is_set():
-        raise NotReady(f"VE {instance.name} was started but has ended before it was up: {instance.last_exit}",
-                       remedy=f"vemgr logs {instance.name}", ve=instance.name)
-    raise NotReady(f"VE {instance.name} runs but has not said within {seconds:g} s that it is up",
-                   remedy=f"vemgr logs {instance.name} shows what it is doing", ve=instance.name)
 
 
 def _patience(instance: Instance, timeout: float | None) -> float:

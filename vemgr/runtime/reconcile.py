@@ -48,6 +48,7 @@ async def reconcile(manager: Manager, parts: Parts, children: list[Child]) -> No
     inits = {child.ve: child for child in sorted(children, key=lambda c: c.status is None) if child.kind == "init"}
     for name, child in inits.items():
         adopt(manager, parts, name, child)
+    manager.adopt_restarts()
     await _clean_cgroups(manager, parts)
     await _restore_network(manager, parts)
     for child in children:
@@ -121,12 +122,13 @@ async def start_on_boot(manager: Manager, run_dir: str) -> None:
     boot_id = _read("/proc/sys/kernel/random/boot_id")
     if _read(marker) == boot_id:
         return
-    for instance in manager.instances:
-        if instance.definition.settings.on_boot and not instance.running:
-            try:
-                await manager.start(instance.name)
-            except Exception as error:  # one VE must not keep the others, or the daemon, from starting
-                log.error("VE %s does not start with the host: %s", instance.name, error)
+    names = {instance.name for instance in manager.instances
+             if instance.definition.settings.on_boot and not instance.running}
+    async for outcome in manager.order.start(names):
+        if outcome.error is not None:
+            log.error("VE %s does not start with the host: %s", outcome.name, outcome.error)
+    if manager.ending:
+        return  # the next daemon goes on with those that were not begun
     with open(marker, "w", encoding="ascii") as file:
         file.write(boot_id)
 
