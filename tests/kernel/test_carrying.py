@@ -232,3 +232,14 @@ def test_listed_by_tar(vemgr, filled, tmp_path):
     vemgr("export", filled, file)
     listed = subprocess.run(f"zstd -dc {file} | tar -tvi -f -", shell=True, capture_output=True, text=True, timeout=60)
     assert "./x/f" in listed.stdout and listed.returncode == 0, listed
+
+
+def test_import_of_openvz(vemgr, fresh, tmp_path):
+    file = tmp_path / "117.conf"
+    file.write_text('ONBOOT="yes"\nHOSTNAME="old.example"\nOSTEMPLATE="debian-5-x86"\nIP_ADDRESS="192.0.2.1"\n')
+    assert "debian-5 not found" in vemgr("import-vz", str(file), code=91).stderr
+    said = vemgr.out("import-vz", str(file), "--template", "bb", "--address", "auto")
+    assert "1: ONBOOT: on-boot = yes" in said and said.endswith("VE ct117 from template bb\n")
+    made = vemgr.show("ct117")
+    assert (made["hostname"], made["settings"]["on-boot"], made["template"]) == ("old.example", "yes", "bb")
+    vemgr("set", "ct117", "--on-boot", "no")

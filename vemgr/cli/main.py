@@ -22,6 +22,7 @@ from vemgr.cli.events import events
 from vemgr.cli.files import pull, push
 from vemgr.cli.limits import limits
 from vemgr.cli.networks import network
+from vemgr.cli.openvz import import_vz_command
 from vemgr.cli.scheduler import scheduler
 from vemgr.cli.stats import stats
 from vemgr.cli.templates import template
@@ -118,6 +119,7 @@ def given(options: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]
 
 
 cli.add_command(import_command(setting_options, template_option, given))
+cli.add_command(import_vz_command(setting_options, template_option, given))
 
 
 def for_each(context: click.Context, names: tuple[str, ...], action: Callable[[Client, str], str | None]) -> None:
