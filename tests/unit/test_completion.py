@@ -136,3 +136,9 @@ def test_in_a_bash(shell, daemon):
                           env={**shell.environment(), **more})
     assert done.stderr == "" and done.stdout.splitlines() == [
         "complete -o nosort -F _vemgr_completion vemgr", "web2", "wiki"]
+
+
+def test_what_a_ve_can_be_given(shell):
+    assert shell.plain("create x --feature n") == ["nesting", "none"]
+    assert shell.plain("set x --capability +") == ["+checkpoint_restore", "+mknod"]
+    assert shell.offered("create x --device /dev/tt") == ["file,/dev/tt"]

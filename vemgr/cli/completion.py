@@ -14,6 +14,7 @@ import click
 from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH, load_config
 from vemgr.core.errors import VemgrError
+from vemgr.core.privileges import ADDABLE, FEATURES, NONE
 from vemgr.core.scheduling import Policy
 
 if TYPE_CHECKING:
@@ -48,10 +49,23 @@ def policies(_context: click.Context, _parameter: click.Parameter, incomplete: s
     return [policy for policy in Policy if policy.startswith(incomplete)]
 
 
+def words(*known: str) -> Completion:
+    def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+        return [word for word in known if word.startswith(incomplete)]
+    return complete
+
+
 def files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem  # noqa: PLC0415  (only where something is completed)
 
     return [CompletionItem(incomplete, type="file")]
+
+
+#: By key of a setting.
+SETTINGS = {
+    "network": networks, "after": ves(), "device": files, "feature": words(*FEATURES, NONE),
+    "capability": words(*(f"+{name}" for name in ADDABLE), NONE),  # click takes a word with "-" for an option
+}
 
 
 def _ask(context: click.Context, method: str, what: str) -> list[dict[str, str]]:

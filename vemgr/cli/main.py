@@ -94,15 +94,12 @@ def client(context: click.Context) -> Client:
     return connection.connect(context.find_object(str) or _DEFAULT_CONFIG)
 
 
-_VALUES = {"network": completion.networks, "after": completion.ves()}
-
-
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each row of the settings table."""
     for setting in reversed(SETTINGS):
         function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help,
                                 multiple=setting.repeatable,
-                                shell_complete=_VALUES.get(setting.key))(function)
+                                shell_complete=completion.SETTINGS.get(setting.key))(function)
     return function
 
 
