@@ -31,6 +31,7 @@ from vemgr.runtime.store import Store
 from vemgr.runtime.views import Views
 from vemgr.templates.store import Templates
 
+NEVER = -1e9  # of a monotonic clock
 _TIDY = 15.0  # seconds
 
 
@@ -105,7 +106,7 @@ class Instance:
     stopping: bool = False
     in_force: Settings = field(default_factory=Settings)
     restarting: bool = False
-    rebooted: float = -1e9
+    rebooted: float = NEVER
     last_exit: str = ""
     restarts: Restarts = field(default_factory=Restarts)
 

@@ -30,7 +30,7 @@ from vemgr.runtime import stopping
 from vemgr.runtime.carrying import Carrying
 from vemgr.runtime.copies import Copies
 from vemgr.runtime.ending import Ender
-from vemgr.runtime.instances import Instance, Instances, Parts
+from vemgr.runtime.instances import NEVER, Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.network.addressing import Addressing
@@ -168,6 +168,7 @@ class Manager:
             # The file is the truth: an administrator may have edited it since.
             await self._addressing.reload(instance)
             self._ender.restarter.forget(instance)
+            instance.rebooted = NEVER  # what it did in an earlier life is no reason to keep somebody waiting now
             await self._ender.start(instance)
             pid = instance.pid
         if wait is not None and not instance.up.is_set():
