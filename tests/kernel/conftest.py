@@ -89,7 +89,8 @@ class Instance:
         self.config = self.base / "vemgr.toml"
         self.config.write_text(
             f'state-dir = "{self.state}"\nrun-dir = "{self.run}"\nbridge = "vt{self.tag}"\ntable = "vt{self.tag}"\n'
-            f'cgroup = "{self.netns}"\nhooks-dir = "{self.base}/hooks"\nhook-timeout = 1\n')
+            f'cgroup = "{self.netns}"\nhooks-dir = "{self.base}/hooks"\nhook-timeout = 1\n'
+            f'profiles-dir = "{self.base}/profiles"\n')
         self._numbers = itertools.count(1)
         self._used_daemon = None
         subprocess.run(["ip", "netns", "add", self.netns], check=True, timeout=20)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """edit: what an editor does to the text, and what comes of it."""
 
+import shutil
+
 import pytest
 
 from tests.kernel.conftest import Terminal
@@ -64,3 +66,26 @@ def test_once_more(vemgr, ve, editor, tmp_path):
     finally:
         terminal.close()
     assert settings(vemgr, ve)["stop-timeout"] == "33"
+
+
+def test_profiles(vemgr, fresh):
+    directory = vemgr.base / "profiles"
+    directory.mkdir()
+    try:
+        (directory / "slow.toml").write_text('stop-timeout = 60\ndescription = "slow"\n')
+        (directory / "early.toml").write_text('boot-priority = 7\ndescription = "early"\n')
+        name = vemgr.create("--profile", "slow", "--profile", "early", "--stop-timeout", "9")
+        found = vemgr.show(name)["settings"]
+        assert [found[key] for key in ("stop-timeout", "boot-priority", "description", "profile")] == [
+            "9", "7", "early", "slow early"]
+        (directory / "slow.toml").write_text("stop-timeout = 70\n")
+        vemgr("set", name, "--description", "changed")
+        assert vemgr.show(name)["settings"]["stop-timeout"] == "9", "values are copied"
+        vemgr("set", name, "--profile", "slow")
+        found = vemgr.show(name)["settings"]
+        assert (found["stop-timeout"], found["description"], found["profile"]) == ("70", "changed", "slow")
+        assert "there are: early, slow" in vemgr("set", name, "--profile", "fast", code=21).stderr
+        assert "stop-timeout" in vemgr.out("profile", "show", "slow")
+        assert [each["name"] for each in vemgr.json("profile", "list")] == ["early", "slow"]
+    finally:
+        shutil.rmtree(directory)

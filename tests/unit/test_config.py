@@ -33,7 +33,7 @@ OTHER = {
     "allow": "i386,nesting", "feature": "fuse nesting", "device": "/dev/sdb:r:force /dev/ttyUSB0",
     "capability": "+mknod -net_raw", "user-namespaces": "0",
     "on-boot": "yes", "boot-priority": "5", "after": "db1 db2", "ready-timeout": "9", "restart": "on-failure",
-    "stop-timeout": "5", "description": "a line",
+    "stop-timeout": "5", "description": "a line", "profile": "small db",
 }
 
 

@@ -231,6 +231,12 @@ class Imported(TypedDict):
     notes: list[str]
 
 
+class Profile(TypedDict):
+    name: str
+    settings: dict[str, str]
+    error: str
+
+
 class Service(Protocol):
     """What serves the interface: the daemon's composition root."""
 
@@ -267,6 +273,7 @@ class Service(Protocol):
     async def refresh_host_template(self) -> None: ...
     def events(self, name: str, since: float, follow: bool, after: int) -> AsyncIterator[list[dict[str, Any]]]: ...
     async def host(self) -> dict[str, Any]: ...
+    async def profiles(self) -> list[dict[str, Any]]: ...
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
     def fitting(self, cpus: str, memory: str) -> dict[str, Any]: ...
@@ -554,6 +561,12 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """Switch the policy, "guaranteed", "balanced" or "dense", until the host is started again. Refused where what
         runs does not fit the host by it."""
         await self._service.set_policy(policy)
+
+    @varlinkmethod(return_parameter="profiles")
+    async def ListProfiles(self) -> list[Profile]:
+        """The administrator's profiles: settings that Create, Set and Run copy where the setting "profile" names them.
+        One that cannot be used has an error instead."""
+        return await self._service.profiles()  # type: ignore[return-value]
 
     @varlinkmethod
     async def RestoreNetwork(self) -> None:

@@ -23,6 +23,7 @@ from vemgr.cli.files import pull, push
 from vemgr.cli.limits import limits
 from vemgr.cli.networks import network
 from vemgr.cli.openvz import import_vz_command
+from vemgr.cli.profiles import profile
 from vemgr.cli.scheduler import scheduler
 from vemgr.cli.stats import stats
 from vemgr.cli.templates import template
@@ -77,6 +78,7 @@ cli.add_command(doctor)
 cli.add_command(events)
 cli.add_command(limits)
 cli.add_command(network)
+cli.add_command(profile)
 cli.add_command(scheduler)
 cli.add_command(stats)
 cli.add_command(template)

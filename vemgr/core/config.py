@@ -94,6 +94,7 @@ class Settings:
     restart: Policy = Policy.NO
     stop_timeout: int = 30  # seconds
     description: str = ""
+    profile: tuple[str, ...] = ()  # whose values were taken over
 
     @property
     def opened(self) -> tuple[str, ...]:
@@ -237,6 +238,16 @@ def _parse_text(field_: str, text: str) -> str:
     return text
 
 
+def parse_profiles(field_: str, text: str) -> tuple[str, ...]:
+    words = tuple(text.split())
+    if words == ("none",):
+        return ()
+    for word in words:
+        if not _LABEL.fullmatch(word):  # it becomes the name of a file
+            raise BadValue(field_, word[:80], "a name has at most 63 characters a-z, 0-9 and '-'")
+    return words
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("cpus", "N", units.parse_cpus, units.format_cpus, "CPU limit, in CPUs: 1.5", controller="cpu"),
     Setting("cpu-guarantee", "N", _parse_cpu_guarantee, units.format_cpus,
@@ -312,6 +323,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("stop-timeout", "SECONDS", _count(0, 3600), str,
             "how long a stop waits for the VE to end by itself"),
     Setting("description", "TEXT", _parse_text, str, "a line for people"),
+    Setting("profile", "NAME", parse_profiles, " ".join,
+            "settings to begin with, from a file of the administrator's; given again, the later one wins, and what is "
+            "given by itself wins over all. Values are copied: 'set' copies them anew", repeatable=True),
 )
 BY_KEY: Mapping[str, Setting] = {setting.key: setting for setting in SETTINGS}
 

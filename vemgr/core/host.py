@@ -42,6 +42,7 @@ class HostConfig:
     id_first: int = _FIRST_ID
     id_last: int = _LAST_ID
     hooks_dir: str = "/etc/vemgr/hooks"
+    profiles_dir: str = "/etc/vemgr/profiles"
     hook_timeout: int = 30
     start_parallel: int = 8
     stop_deadline: int = 100
@@ -79,7 +80,7 @@ class HostConfig:
             if not least <= number <= most:
                 unit = "" if name in _PLAIN else "of seconds "
                 raise BadValue(name.replace("_", "-"), number, f"not a number {unit}from {least} to {most}")
-        for name in ("state_dir", "run_dir", "hooks_dir", "lxcfs_dir"):
+        for name in ("state_dir", "run_dir", "hooks_dir", "profiles_dir", "lxcfs_dir"):
             if not getattr(config, name).startswith("/"):
                 raise BadValue(name.replace("_", "-"), getattr(config, name), "not an absolute path")
         if config.lxcfs not in _LXCFS:

@@ -45,6 +45,7 @@ from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.network.networking import Networking
 from vemgr.runtime.observing.statistics import Statistics
+from vemgr.runtime.profiles import Profiles
 from vemgr.runtime.reconcile import (
     keep_host_template_tight,
     load_definitions,
@@ -277,6 +278,7 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         disks=Disks(data), promises=Promises(scheduler, *host_resources()),
         limits=Limits(tree, data, scheduler), devices=DevicePolicy(), networking=Networking(config),
+        profiles=Profiles(config.profiles_dir),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         journal=journal, counters=Counters(journal),

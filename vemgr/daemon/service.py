@@ -47,6 +47,9 @@ class DaemonService:
     async def create(self, name: str, template: str, texts: dict[str, str]) -> None:
         await self._manager.create(name, template, texts)
 
+    async def profiles(self) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._parts.profiles.list)
+
     async def plan(self, name: str) -> list[str]:
         return (await self._manager.plan(name)).describe()
 

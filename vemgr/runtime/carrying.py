@@ -82,6 +82,7 @@ class Carrying:
         name = check_name(name or manifest.name)
         if name in self._instances:
             raise VEExists(name)
+        texts = await asyncio.to_thread(self._parts.profiles.expanded, texts)
         settings, notes = _settings(manifest, texts, trusted=trusted)
         stands_on, store_as = await self._template(manifest, template, stream, hold)
         self._parts.limits.check(settings)

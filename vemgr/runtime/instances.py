@@ -26,6 +26,7 @@ from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Limits
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.network.networking import Networking
+from vemgr.runtime.profiles import Profiles
 from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
 from vemgr.runtime.views import Views
@@ -78,6 +79,7 @@ class Parts:
     journal: Journal
     counters: Counters
     views: Views
+    profiles: Profiles
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

@@ -106,7 +106,7 @@ class Manager:
     async def create(self, name: str, template: str, texts: Mapping[str, str], *, ephemeral: bool = False) -> None:
         """Raises `BadValue`, `BadParameter`, `VEExists`, `NoTemplate`, `TemplateNotFound`, `NotEnforceable`, ..."""
         check_name(name)
-        settings = parse_settings(texts)
+        settings = parse_settings(await self.expanded(texts))
         if not template:
             raise NoTemplate("no template given", remedy="name one with --template; 'host' is always there")
         if name in self.instances:
@@ -138,6 +138,10 @@ class Manager:
                 raise
         log.info("VE %s created from template %s", name, template)
         self._parts.journal.add(Kind.CREATED, name, f"from template {template}")
+
+    async def expanded(self, texts: Mapping[str, str]) -> Mapping[str, str]:
+        """Settings with those of the profiles that they name."""
+        return await asyncio.to_thread(self._parts.profiles.expanded, texts) if texts.get("profile") else texts
 
     def _taken_ids(self) -> list[int]:
         return [instance.definition.id_base for instance in self.instances]
@@ -223,7 +227,7 @@ class Manager:
         async with self.instances.held(name, Verb.SET) as instance:
             check(name, instance.state, Verb.SET)
             before = self._parts.store.load(name)
-            settings = parse_settings(texts, before.settings)
+            settings = parse_settings(await self.expanded(texts), before.settings)
             self._parts.limits.check(settings)
             if settings.network_rate:
                 await self._parts.networking.rates.check()
