@@ -36,6 +36,7 @@ from vemgr.runtime.launcher import Child
 from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.network.networking import Networking
+from vemgr.runtime.profiles import Profiles
 from vemgr.runtime.reconcile import adopt
 from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
@@ -88,7 +89,7 @@ class World:
             filters=SimpleNamespace(fd=lambda _allow: -1), disks=Disks(f"{directory}/state/ve"),
             promises=Promises(config.scheduler, 4000, 8 << 30),
             file_jobs=FileJobs(f"{directory}/run"), journal=Journal(), counters=Counters(Journal()),
-            views=Views("off", "/nowhere", str(directory)))
+            views=Views("off", "/nowhere", str(directory)), profiles=Profiles("/nowhere"))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
                              ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))
