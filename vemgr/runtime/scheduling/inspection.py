@@ -67,11 +67,11 @@ class Inspection:
         return wanted
 
     async def put_right(self, instance: Instance) -> None:
-        """With the VE held, look again, and write what is not as it should be."""
+        """Look again, since others may have been at work, and with the VE held write what is not as it should be."""
         name, pid = instance.name, instance.pid
-        if not self.differing(instance):
-            return
         found = self.differing(instance)
+        if not found:
+            return
         async with instance.lock:
             if not instance.running or instance.pid != pid:
                 return
