@@ -350,3 +350,23 @@ def test_memory_that_others_took_is_not_an_instances(tmp_path, monkeypatch, give
     found = lifecycle.Density().measure(stage(Costly(), NOTHING, tmp_path))
     assert found["density.memory"] == 1.0 and found["density.disk"] == pytest.approx(4096 / (1 << 20))
     assert (found.get("density.host"), found.get("density.per-gib")) == ((1.0, 1024.0) if known else (None, None))
+
+
+@pytest.mark.parametrize("has_gzip", [True, False])
+def test_the_probe_gets_into_templates_with_and_without_gzip(tmp_path, has_gzip):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sh", "mkdir", "cat", "chmod", *(["gzip"] * has_gzip)):
+        (programs / name).symlink_to(shutil.which(name))
+    content = b"#!/bin/sh\necho elapsed 1\necho ns 4\n" * 100_000
+
+    class Poor(Driver):
+        def start(self, name, resources):
+            instance = super().start(name, resources)
+            real = instance.run
+            instance.run = lambda argv, **rest: real(["env", f"PATH={programs}", *argv], **rest)
+            return instance
+
+    made = stage(Poor(), Probe("/bin/true", content), tmp_path / "in")
+    made.shared()
+    assert (tmp_path / "in/probe").read_bytes() == content
