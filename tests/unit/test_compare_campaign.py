@@ -17,7 +17,7 @@ from vemgr.compare.keeping import Kept
 from vemgr.compare.noise import Counters
 from vemgr.compare.progress import Lines, Quiet, Terminal
 from vemgr.compare.schedule import Task
-from vemgr.compare.workloads import catalogue, kernel, lifecycle
+from vemgr.compare.workloads import catalogue, crowd, kernel, lifecycle
 from vemgr.compare.workloads.probing import build_probe
 from vemgr.compare.workloads.workload import ClockWrong, Probe, WorkFailed, figures_of
 from vemgr.core.errors import BadValue, KernelLacks, Locked, NoSpace, NoTemplate, SystemFailure, TemplateNotFound
@@ -370,3 +370,16 @@ def test_the_probe_gets_into_templates_with_and_without_gzip(tmp_path, has_gzip)
     made = stage(Poor(), Probe("/bin/true", content), tmp_path / "in")
     made.shared()
     assert (tmp_path / "in/probe").read_bytes() == content
+
+
+def test_a_bad_neighbour_that_is_not_there_is_no_isolation(gcc, tmp_path, monkeypatch):
+    monkeypatch.setattr(crowd, "_SECONDS", "0.05")
+    monkeypatch.setattr(crowd, "STRESSORS", {"fork": "", "disk": ""})
+    probe = build_probe(tmp_path)
+    work = crowd.Isolation()
+    found = work.measure(stage(Driver(), probe, tmp_path / "in"))
+    assert set(found) == {"isolation.fork", "isolation.disk"} and min(found.values()) > 0
+    monkeypatch.setattr(crowd, "_aim", lambda stage, kind: "/no/such/directory/file")
+    monkeypatch.setattr(crowd, "STRESSORS", {"disk": ""})
+    with pytest.raises(WorkFailed, match="the stressor has ended"):
+        work.measure(stage(Driver(), probe, tmp_path / "other"))

@@ -84,14 +84,22 @@ class Isolation:
         with stage.several(2) as (good, bad):
             alone = _work(stage, good)["rate"]
             for kind in STRESSORS:
-                if kind == "log" and stage.on_host:
-                    continue  # the host's console is not ours to flood
-                stressor = bad.spawn([stage.program, "stress", kind, _aim(stage, kind)])
+                if kind == "log" and not _has_console(stage, bad):
+                    continue
+                number = f"{stage.directory}/stressor-{kind}"
+                stressor = bad.spawn([stage.program, "stress", kind, _aim(stage, kind), number])
                 try:
+                    stage.probe(bad, "stressing", number)
                     found[f"isolation.{kind}"] = _work(stage, good)["rate"] / alone
+                    stage.probe(bad, "stressing", number)
                 finally:
                     stressor.stop()
         return found
+
+
+def _has_console(stage: Stage, instance: Instance) -> bool:
+    """One of its own: the host's is not ours to flood, and containers may have none."""
+    return not stage.on_host and instance.run(["sh", "-c", ": > /dev/console"], timeout=30).code == 0
 
 
 def _aim(stage: Stage, kind: str) -> str:

@@ -518,9 +518,36 @@ static void timed(char **words)  // a program to its end; what it prints is of n
 
 // bad neighbours (the Isolation Benchmark Suite, Matthews et al. 2007, has these kinds); they go on until they are killed
 
-static void stress(const char *kind, const char *path)
+// A bad neighbour that has not come, or has gone, would be taken for a good wall: it leaves its number in a file.
+static void stressing(const char *file)
+{
+    uint64_t end = now() + 10000000000ull;
+    for (;;) {
+        FILE *stream = fopen(file, "r");
+        int pid = 0;
+        if (stream && fscanf(stream, "%d", &pid) == 1) {
+            char path[32], state = 'X';
+            snprintf(path, sizeof path, "/proc/%d/stat", pid);
+            FILE *status = fopen(path, "r");
+            if (!status || fscanf(status, "%*d (%*[^)]) %c", &state) != 1 || strchr("ZX", state))  // proc_pid_stat(5)
+                fail("the stressor has ended");
+            printf("elapsed 0\n");
+            return;
+        }
+        if (stream)
+            fclose(stream);
+        if (now() > end)
+            fail("there is no stressor");
+        usleep(10000);
+    }
+}
+
+static void stress(const char *kind, const char *path, const char *file)
 {
     signal(SIGCHLD, SIG_IGN);
+    FILE *stream = fopen(file, "w");
+    if (!stream || fprintf(stream, "%d\n", getpid()) < 0 || fclose(stream))
+        fail(file);
     if (!strcmp(kind, "cpu")) {
         for (int i = 0; i < 16 && fork(); i++)
             ;
@@ -611,8 +638,10 @@ int main(int count, char **words)
         work(argument, third);
     else if (!strcmp(name, "time") && count > 2)
         timed(words + 2);
-    else if (!strcmp(name, "stress") && count == 4)
-        stress(argument, words[3]);
+    else if (!strcmp(name, "stressing") && count == 3)
+        stressing(argument);
+    else if (!strcmp(name, "stress") && count == 5)
+        stress(argument, words[3], words[4]);
     else {
         fprintf(stderr, "probe: no such work, or not as many arguments: %s\n", name);
         return 2;
