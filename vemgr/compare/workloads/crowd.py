@@ -99,7 +99,8 @@ class Isolation:
 
 def _has_console(stage: Stage, instance: Instance) -> bool:
     """One of its own: the host's is not ours to flood, and containers may have none."""
-    return not stage.on_host and instance.run(["sh", "-c", ": > /dev/console"], timeout=30).code == 0
+    script = "[ -c /dev/console ] && : > /dev/console"
+    return not stage.on_host and instance.run(["sh", "-c", script], timeout=30).code == 0
 
 
 def _aim(stage: Stage, kind: str) -> str:
