@@ -10,6 +10,8 @@ from vemgr.core.events import RING_SIZE, VE_SHARE, Event, Kind, Ring
 from vemgr.runtime import counters, journal
 from vemgr.runtime.counters import Counters
 from vemgr.runtime.journal import Journal
+from vemgr.runtime.observing import strain
+from vemgr.runtime.observing.strain import Strain
 
 
 def run(work):
@@ -251,4 +253,58 @@ def test_an_adopted_ve_is_not_told_anew_and_no_controller_is_no_error(tmp_path, 
         return await all_of(found)
 
     assert run(story()) == []
+    assert caplog.text == ""
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A cgroup tree that is made up: the kernel's triggers are tried in the kernel ring."""
+    monkeypatch.setattr(strain, "_REST", 0.01)
+    for ve in ("a", "b"):
+        (tmp_path / ve).mkdir()
+        for kind in ("cpu", "memory", "io"):
+            put_pressure(tmp_path, ve, kind, 0.0)
+    return tmp_path
+
+
+def put_pressure(base, ve, kind, average):
+    new = base / ve / "new"
+    new.write_text(f"some avg10={average:.2f} avg60=0.00 avg300=0.00 total=1\nfull avg10=99.00\n")
+    new.rename(base / ve / f"{kind}.pressure")
+
+
+def test_pressure_is_told_once_until_it_has_gone(base):
+    async def story():
+        found = Journal()
+        watched = Strain(found, lambda: ["a", "b", "ended"])
+        watched._base = str(base)
+        watched._left = 1
+        put_pressure(base, "a", "memory", 12.0)
+        put_pressure(base, "b", "cpu", 39.0)  # who shares CPUs waits
+        looking = asyncio.get_running_loop().create_task(watched._look_until_calm())
+        await until(lambda: found._ring.last == 1)
+        for average in (7.0, 12.0):  # less, but not gone
+            put_pressure(base, "a", "memory", average)
+            await asyncio.sleep(0.05)
+        put_pressure(base, "a", "memory", 3.0)
+        await asyncio.wait_for(looking, 10)  # calm: nobody looks any more
+        watched._left = 1
+        put_pressure(base, "a", "memory", 30.0)
+        looking = asyncio.get_running_loop().create_task(watched._look_until_calm())
+        await until(lambda: found._ring.last == 2)
+        looking.cancel()
+        assert [(event.kind, event.ve, event.detail) for event in await all_of(found)] == [
+            ("memory-pressure", "a", "some waited 12% of the last 10 s"),
+            ("memory-pressure", "a", "some waited 30% of the last 10 s")]
+
+    run(story())
+
+
+def test_a_kernel_without_pressure_is_no_error(tmp_path, caplog):
+    async def story():
+        watched = Strain(Journal(), list)
+        watched.open(str(tmp_path))
+        watched.close()
+
+    run(story())
     assert caplog.text == ""

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vemgr.cli.stats import shown
-from vemgr.core.beancounters import beancounters, needs_watching
+from vemgr.core.beancounters import beancounters, full_of, needs_watching
 from vemgr.core.config import DEFAULTS, parse_settings
 from vemgr.kernel import cgroup_figures
 from vemgr.kernel.cgroup_figures import CgroupFigures, io_sums
@@ -145,3 +145,12 @@ def test_maxima_outlive_the_daemon_and_not_the_ve(tmp_path):
 ])
 def test_amounts_for_people(amount, unit, text):
     assert shown(amount, unit) == text
+
+
+@pytest.mark.parametrize(("readings", "of"), [
+    ({}, []), ({"disk.available": 2, "disk.size": 100}, []), ({"disk.available": 1, "disk.size": 100}, ["bytes"]),
+    ({"disk.available": 9, "disk.size": 9, "disk.inodes_available": 0, "disk.inodes": 10}, ["inodes"]),
+    ({"disk.available": 9, "disk.size": 9, "disk.inodes_available": 0, "disk.inodes": 0}, []),
+])
+def test_a_disk_that_is_full(readings, of):
+    assert full_of(readings) == of

@@ -508,8 +508,9 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         soon as it does, until vemgr is shut down. Numbers rise, from one daemon to the next too: a client that has lost
         its connection goes on `after` the last number that it has seen. Kinds: created, started, stopped, crashed,
         rebooted, restarting, gave-up, suspended, resumed, set, destroyed; from the kernel's counters oom, oom-kill,
-        memory-high, memory-max, pids-max, where count says how often since the last such event; from the scheduler
-        reclaimed, restored, unmet, policy; and gap: this reader was too slow, and count events are left out."""
+        memory-high, memory-max, pids-max, where count says how often since the last such event; cpu-pressure, memory-
+        pressure, io-pressure, disk-full; from the scheduler reclaimed, restored, unmet, policy; and gap: this reader
+        was too slow, and count events are left out."""
         async for events in self._service.events(name or "", since or 0.0, bool(follow), after or 0):
             yield AnnotatedResult({"events": events}, continues=True)
         yield AnnotatedResult({"events": []})

@@ -79,6 +79,12 @@ def needs_watching(readings: Mapping[str, int]) -> dict[str, int]:
             if source.resource in LEVELS and source.held in readings and source.peak not in readings}
 
 
+def full_of(readings: Mapping[str, int]) -> list[str]:
+    """Of what a disk is full: no more than a hundredth can be had. What a file system keeps back is not to be had."""
+    pairs = (("bytes", "disk.available", "disk.size"), ("inodes", "disk.inodes_available", "disk.inodes"))
+    return [what for what, left, most in pairs if readings.get(most) and readings[left] * 100 <= readings[most]]
+
+
 def _bounds(source: _Source, readings: Mapping[str, int], settings: Settings, controllers: frozenset[str],
             promised: tuple[int, int]) -> _Bounds:
     resource = source.resource

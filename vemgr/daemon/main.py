@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from asyncvarlink import GenericVarlinkErrorReply, VarlinkErrorReply, VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
@@ -45,6 +46,7 @@ from vemgr.runtime.logs import Logs
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.network.networking import Networking
 from vemgr.runtime.observing.statistics import Statistics
+from vemgr.runtime.observing.strain import Strain
 from vemgr.runtime.profiles import Profiles
 from vemgr.runtime.reconcile import (
     keep_host_template_tight,
@@ -82,6 +84,7 @@ class Daemon:
         self._launcher = Launcher(f"{config.run_dir}/keeper.sock", self._on_exit, self._on_keeper_lost,
                                   self._on_ready)
         self._manager: Manager | None = None
+        self._strain: Strain | None = None
 
     async def run(self) -> None:
         config = self._config
@@ -106,6 +109,7 @@ class Daemon:
         for child in self._early_ready:
             manager.on_ready(child)
         statistics = Statistics(parts, manager.instances)
+        strain = self._watch_strain(parts, manager)
         server = self._serve(manager, parts, statistics)
         notify("READY=1")
         sweep(manager, parts)
@@ -118,8 +122,7 @@ class Daemon:
         manager.in_background(start_on_boot(manager, config.run_dir))
         await self._ending.wait()
         watching.cancel()
-        if scraping is not None:
-            scraping.close()
+        scraping.close()
         notify("STOPPING=1")
         server.close()
         manager.loop.close()
@@ -133,6 +136,7 @@ class Daemon:
             parts.tree.destroy()
         self._launcher.close()
         parts.counters.close()
+        strain.close()
         parts.views.close()
         parts.journal.flush()
         statistics.save()
@@ -193,7 +197,10 @@ class Daemon:
                 if not lost and self._keeper != before:  # it ended, and another began, between two looks
                     lost = await self._give_up_keeper()
                 if lost:
-                    self._manager.use_tree(CgroupTree(find_top(self._keeper_pid, self._config.cgroup)))
+                    tree = CgroupTree(find_top(self._keeper_pid, self._config.cgroup))
+                    self._manager.use_tree(tree)
+                    if self._strain is not None:
+                        self._strain.open(tree.base)
                 log.warning("connected to the keeper again, process %d", self._keeper_pid)
                 for child in children:
                     if child.status is not None:
@@ -211,6 +218,11 @@ class Daemon:
         await self._manager.on_keeper_lost()
         return True
 
+    def _watch_strain(self, parts: Parts, manager: Manager) -> Strain:
+        strain = self._strain = Strain(parts.journal, lambda: [ve.name for ve in manager.instances if ve.running])
+        strain.open(parts.tree.base)
+        return strain
+
     def _serve(self, manager: Manager, parts: Parts, statistics: Statistics) -> Server:
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(ManagerInterface(
@@ -225,19 +237,15 @@ class Daemon:
         return server
 
 
-async def _offer_figures(config: MetricsConfig, statistics: Statistics) -> Scraping | None:
-    """To Prometheus, where vemgr.toml says so; else its library is not even imported."""
-    if config.listen == MetricsConfig().listen:
-        return None
-    try:
+async def _offer_figures(config: MetricsConfig, statistics: Statistics) -> Scraping:
+    """To Prometheus, where vemgr.toml says so; its library is imported for the first who asks."""
+    def written(ves: list[dict[str, Any]]) -> tuple[str, bytes]:
         from vemgr.runtime.observing import metrics  # noqa: PLC0415
-    except ImportError as error:  # no reason for VEs to go without a daemon
-        log.error("figures for Prometheus cannot be offered: %s", error)
-        return None
+
+        return metrics.CONTENT_TYPE, metrics.exposition(ves, vemgr.__version__)
 
     async def answer() -> tuple[str, bytes]:
-        ves = await statistics.collect()
-        return metrics.CONTENT_TYPE, await asyncio.to_thread(metrics.exposition, ves, vemgr.__version__)
+        return await asyncio.to_thread(written, await statistics.collect())
 
     scraping = Scraping(config, answer)
     await scraping.open()

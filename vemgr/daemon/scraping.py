@@ -71,6 +71,8 @@ class Scraping:
                 await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the client's business
+        except ImportError as error:
+            log.error("figures for Prometheus cannot be offered: %s", error)
         finally:
             self._clients -= 1
             writer.close()

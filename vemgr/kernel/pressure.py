@@ -43,3 +43,8 @@ class Trigger:
 def stalled(text: str) -> int:
     """Microseconds for which some task has stalled so far, from the text of a .pressure file."""
     return int(text[text.index("total=") + 6:].split(None, 1)[0])
+
+
+def average(text: str) -> float:
+    """Per cent of the last ten seconds in which some task has stalled."""
+    return float(text[text.index("avg10=") + 6:].split(None, 1)[0])

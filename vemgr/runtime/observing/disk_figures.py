@@ -24,7 +24,8 @@ def _ask(pid: int) -> dict[str, int]:
     found = os.statvfs(f"/proc/{pid}/root")
     block = found.f_frsize
     return {"disk.used": (found.f_blocks - found.f_bfree) * block, "disk.size": found.f_blocks * block,
-            "disk.inodes_used": found.f_files - found.f_ffree, "disk.inodes": found.f_files}
+            "disk.inodes_used": found.f_files - found.f_ffree, "disk.inodes": found.f_files,
+            "disk.available": found.f_bavail * block, "disk.inodes_available": found.f_favail}
 
 
 class DiskFigures:

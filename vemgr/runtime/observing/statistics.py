@@ -11,7 +11,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from vemgr.core.beancounters import beancounters, needs_watching
+from vemgr.core.beancounters import beancounters, full_of, needs_watching
+from vemgr.core.events import Kind
 from vemgr.kernel.cgroup_figures import CgroupFigures
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.link_counters import LinkCounters, link_counters
@@ -31,6 +32,7 @@ class Statistics:
         self._instances = instances
         self._disks = DiskFigures()
         self._peaks = Peaks(parts.config.run_dir)
+        self._full: set[str] = set()  # VEs whose disk is
         self._tree: CgroupTree | None = None
         self._figures: CgroupFigures | None = None
         self._watched = True  # whether the last look has found anything to be watched
@@ -47,11 +49,17 @@ class Statistics:
             await asyncio.sleep(_EVERY)
             running = [instance for instance in self._instances if instance.running]
             self._peaks.keep_only({instance.name: instance.pid for instance in running})
-            if self._watched:
-                await self._read(running)
-            elif sized := [instance for instance in running if instance.definition.settings.disk is not None]:
-                await self._read(sized)
+            sized = [instance for instance in running if instance.definition.settings.disk is not None]
+            self._tell_full(await self._read(running if self._watched else sized))
             self._peaks.save()
+
+    def _tell_full(self, readings: dict[str, dict[str, int]]) -> None:
+        """One event when a disk has become full, of bytes or of inodes."""
+        full = {ve: what for ve, found in readings.items() for what in full_of(found)}
+        for ve, what in full.items():
+            if ve not in self._full:
+                self._parts.journal.add(Kind.DISK_FULL, ve, what)
+        self._full = set(full)
 
     def save(self) -> None:
         self._peaks.save()
