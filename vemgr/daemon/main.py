@@ -135,12 +135,11 @@ class Daemon:
             await self._launcher.shutdown()
             parts.tree.destroy()
         self._launcher.close()
-        parts.counters.close()
-        strain.close()
         parts.views.close()
         parts.journal.flush()
         statistics.save()
-        parts.networking.close()
+        for watcher in (parts.counters, strain, parts.networking):
+            watcher.close()
         os.close(lock)
 
     def end(self) -> None:
