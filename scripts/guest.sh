@@ -27,6 +27,16 @@ build_wheels() { # DIRECTORY
     rm -r "$1/venv"
 }
 
+template_packages=(systemd systemd-sysv dbus iproute2 iputils-ping procps ca-certificates)
+
+build_template() { # FILE
+    mmdebstrap --quiet --mode=root --variant=minbase --format=tar \
+        --include="$(IFS=,; echo "${template_packages[*]}")" \
+        --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$1"
+}
+
 build_root() { # DIRECTORY PACKAGES...
     # INITRD=No: the kernel package must not spend a minute on an initrd; make_initrd has a smaller one.
     # policy-rc.d: installing a daemon must not start it in the chroot, that is, on this host.
