@@ -35,18 +35,23 @@ def cpu_claim(settings: Settings, promise: Promise) -> Claim:
 def cpu_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy) -> CpuShares:
     """`capacity`: thousandths of CPUs, without the host's reserve.
 
-    Without any guarantee the weights stay as they were given. With one they are guarantee + level * weight: without the
-    limit, which cpu.max enforces, so that the kernel's own filling comes to the same level.
+    Without any guarantee the weights stay as they were given. With one they are guarantee + level * weight, and not
+    more than the limit: whoever is at his limit stays there whatever the others leave, and a greater weight of his
+    would make the others' small ones, which are whole numbers, inexact.
     """
     claims = [cpu_claim(settings, promise_of(settings, policy)) for settings in ves.values()]
     filling = fill(capacity * MICRO, claims)
     given = [settings.cpu_weight for settings in ves.values()]
     derived = any(claim.promise for claim in claims)
     if derived:
-        given = weights([claim.promise + filling.level * claim.weight for claim in claims],
+        given = weights([_capped(claim.promise + filling.level * claim.weight, claim.limit) for claim in claims],
                         [claim.promise > 0 for claim in claims])
     return CpuShares(dict(zip(ves, filling.shares, strict=True)), dict(zip(ves, given, strict=True)), derived,
                      filling.level)
+
+
+def _capped(share: Fraction, limit: int | None) -> Fraction:
+    return share if limit is None else min(share, Fraction(limit))
 
 
 def memory_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy) -> dict[str, int]:
