@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import eventually, is_alive, lines_of
+from vemgr.kernel.capabilities import has
 
 MIB = 1 << 20
 FILL = "dd if=/dev/zero of=/fill bs=1M"
@@ -128,7 +129,13 @@ def test_what_is_deleted_is_given_back(vemgr, sized):
 
 def test_another_size(vemgr, fresh, sized):
     run(vemgr, sized, "dd if=/dev/urandom of=/kept bs=1M count=30 && md5sum /kept >/sum")
-    assert "only while the VE is stopped" in vemgr("set", sized, "--disk", "128M", code=21).stderr
+    assert "only while the VE is stopped" in vemgr("set", sized, "--disk", "48M", code=21).stderr
+    if has("sys_resource"):
+        vemgr("set", sized, "--disk", "128M")
+        assert 100 < space(vemgr, sized)[0] <= 128
+    else:
+        assert "CAP_SYS_RESOURCE" in vemgr("set", sized, "--disk", "128M", code=21).stderr
+        assert space(vemgr, sized)[0] <= 64
     assert "already" in vemgr("set", sized, "--disk", "unlimited", "--inodes", "unlimited", code=21).stderr
     vemgr("stop", sized, "--kill")
     assert "settled" in vemgr("set", sized, "--inodes", "3000", code=21).stderr

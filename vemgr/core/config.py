@@ -264,8 +264,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("pids", "N", _count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), _count_text,
             "how many processes and threads there may be", controller="pids"),
     Setting("disk", "SIZE", _parse_disk, units.format_size,
-            "what the VE's files may take: 10G. By a project quota where the file system of the VEs has them, changed "
-            "at once; else by a file system of its own, changed only while the VE is stopped"),
+            "what the VE's files may take: 10G. By a project quota where the file system of the VEs has them; else by "
+            "a file system of its own, which is made smaller only while the VE is stopped"),
     Setting("inodes", "N", _count(_LEAST_INODES, _MOST_INODES, unlimited=True), _count_text,
             "how many files and directories a disk with a size has room for; without quotas rounded up, and settled "
             "at the first start"),

@@ -33,6 +33,13 @@ def count() -> int:
     return capability
 
 
+def has(name: str) -> bool:
+    """Whether this process has a capability in effect."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        mask = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return bool(mask >> NAMES.index(name) & 1)
+
+
 def capset_arguments(allowed: set[int]) -> tuple[bytes, bytes]:
     """The two structures of capset(2) that leave `allowed` effective and permitted, and nothing inheritable."""
     mask = sum(1 << number_ for number_ in allowed)

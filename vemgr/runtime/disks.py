@@ -43,7 +43,7 @@ class Disks:
 
     def live(self, name: str, settings: Settings) -> tuple[str, ...]:
         """The keys of settings that a running VE gets at once."""
-        return ("disk", "inodes") if self.kind(name, settings) is Storage.QUOTA else ()
+        return {Storage.QUOTA: ("disk", "inodes"), Storage.IMAGE: ("disk",)}.get(self.kind(name, settings), ())
 
     def image(self, name: str, settings: Settings) -> str | None:
         """The path of the VE's image, if it has or will have one."""
@@ -59,9 +59,11 @@ class Disks:
         """How many of the `count` trees of its template the VE has written to: all, or none before its first start."""
         return count if self.images.exists(name) or os.path.isdir(f"{self._directory}/{name}/data/0/upper") else 0
 
-    def resize(self, after: Definition) -> None:
+    def resize(self, after: Definition, *, running: bool) -> None:
         """Give a VE the size that its definition says now. Raises `LimitNotReached`, `SystemFailure`, `NoSpace`."""
         if self.kind(after.name, after.settings) is Storage.QUOTA:
             self.quotas.resize(after)
+        elif after.settings.disk is not None and running:
+            self.images.grow(after.name, after.settings.disk)
         elif after.settings.disk is not None:
             self.images.resize(after.name, after.settings.disk)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from vemgr.core.config import Settings
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.core.resources import format_size
-from vemgr.kernel import ext4, loop
+from vemgr.kernel import capabilities, ext4, loop
 from vemgr.kernel.durable import rename_durably
 from vemgr.kernel.syncfs import syncfs
 from vemgr.runtime.store import DISK_IMAGE, DISK_PARTIAL, storage_errors
@@ -72,7 +72,7 @@ class Images:
             if after.inodes != before.inodes:
                 raise BadValue("inodes", after.inodes, "settled when the disk is made, at the first start")
             if running:
-                raise BadValue("disk", text, "it can be changed only while the VE is stopped", remedy="stop it first")
+                _check_growth(name, self.path(name), after.disk)
         elif os.path.lexists(f"{self._directory}/{name}/data"):
             raise BadValue("disk", text, "the VE's files are in a directory already, which has no size",
                            remedy="set it when a VE is created, or before its first start")
@@ -123,6 +123,21 @@ class Images:
         with contextlib.suppress(OSError):
             os.unlink(self.path(name))
 
+    def grow(self, name: str, size: int) -> None:
+        """Make the disk of a running VE larger. Until it is done the file has another size than any disk, by which the
+        next start finds and completes what was interrupted."""
+        path = self.path(name)
+        with (storage_errors(f"make the disk of VE {name} larger"), contextlib.ExitStack() as undo,
+              _opened(path, os.O_NOFOLLOW) as image):
+            device, fd = loop.find(path)
+            undo.callback(os.close, fd)
+            os.ftruncate(image, max(size + ext4.BLOCK, os.fstat(image).st_size))
+            loop.has_grown(fd)
+            ext4.grow_mounted(device, size)
+            os.fsync(image)
+            os.ftruncate(image, size)
+            loop.has_grown(fd)
+
     def resize(self, name: str, size: int) -> None:
         """Give the disk of a stopped VE another size. Raises `LimitNotReached` where more than that is in use.
 
@@ -146,6 +161,16 @@ class Images:
             with _opened(partial) as fd:
                 os.fsync(fd)
             rename_durably(partial, self.path(name))
+
+
+def _check_growth(name: str, path: str, size: int) -> None:
+    """Raises `BadValue` for what cannot be done to a disk that is mounted."""
+    text = format_size(size)
+    if size + ext4.BLOCK < os.stat(path).st_size:  # what an attempt to make it larger has left is a block more
+        raise BadValue("disk", text, "a disk can be made smaller only while the VE is stopped", remedy="stop it first")
+    if not capabilities.has("sys_resource"):
+        raise BadValue("disk", text, f"the disk of VE {name} is mounted, and the daemon has not the capability that "
+                       "the kernel wants for making it larger then (CAP_SYS_RESOURCE)", remedy="stop it first")
 
 
 def _lock(name: str, image: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -249,7 +250,7 @@ class Manager:
                     await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
                     await self._apply_and_save(instance, after)
                     if {"disk", "inodes"} & {setting.key for setting in differing}:
-                        await self._resize(before, after)
+                        await self._resize(before, after, running=instance.running)
                 except BaseException:
                     instance.definition = before
                     raise
@@ -258,12 +259,13 @@ class Manager:
             return [setting.key for setting in differing
                     if instance.running and not setting.live and setting.key not in live]
 
-    async def _resize(self, before: Definition, after: Definition) -> None:
+    async def _resize(self, before: Definition, after: Definition, *, running: bool) -> None:
         """Give the VE's disk its new size, which is saved already: what a daemon that ends now leaves, the next start
         completes."""
         parts = self._parts
+        resize = functools.partial(parts.disks.resize, after, running=running)
         try:
-            await asyncio.get_running_loop().run_in_executor(parts.imports, parts.disks.resize, after)
+            await asyncio.get_running_loop().run_in_executor(parts.imports, resize)
         except BaseException:
             await asyncio.to_thread(parts.store.save, before)
             raise
