@@ -55,3 +55,13 @@ def test_a_mask_keeps_a_ve_on_its_cpus(make_ve, burn, cpu_shares, figure, two_cp
     assert ve.exec(*allowed).stdout.split()[1] != "0"
     (share,) = cpu_shares([ve], 5)
     assert share > 1.3, "without a mask two busy loops run on two CPUs"
+
+
+def test_a_burst_is_never_above_the_quota(make_ve):
+    ve = make_ve("bursty", cpus="0.5", cpu_burst="20ms")
+    assert (ve.read("cpu.max.burst"), ve.in_force("cpu-burst")) == ("20000", "20ms")
+    ve.set(cpus="0.1")
+    assert (ve.read("cpu.max.burst"), ve.read("cpu.max")) == ("10000", "10000 100000")
+    ve.set(cpus="0.3", cpu_burst="0")
+    assert (ve.read("cpu.max.burst"), ve.read("cpu.max")) == ("0", "30000 100000")
+    assert "set cpus too" in ve.set(21, cpus="unlimited", cpu_burst="20ms").stderr

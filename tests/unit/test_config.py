@@ -22,7 +22,8 @@ from vemgr.core.links import Link
 
 #: A value of each setting that is not the default, as a user writes it.
 OTHER = {
-    "cpus": "1.5", "cpu-guarantee": "0.5", "cpu-weight": "300", "cpu-mask": "0-2,5", "memory": "512M",
+    "cpus": "1.5", "cpu-burst": "50ms", "cpu-guarantee": "0.5", "cpu-weight": "300", "cpu-mask": "0-2,5",
+    "memory": "512M",
     "memory-guarantee": "256M", "swap": "256M", "pids": "50",
     "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
     "network": "lan:address=10.50.0.2,address=fd50::2,mac=02:00:00:00:00:05 bridge", "address": "10.1.2.3 fd00::5",
@@ -47,7 +48,8 @@ def test_the_table_and_the_values_fit():
 
 @pytest.mark.parametrize("key", OTHER)
 def test_each_setting_round_trips(key):
-    texts = {key: OTHER[key], **{"swap": {"memory": "1G"}, "inodes": {"disk": "1G"}}.get(key, {})}
+    needs = {"swap": {"memory": "1G"}, "cpu-burst": {"cpus": "1"}, "inodes": {"disk": "1G"}}
+    texts = {key: OTHER[key], **needs.get(key, {})}
     settings = parse_settings(texts)
     assert settings != DEFAULTS
     assert show_settings(settings) == texts

@@ -59,6 +59,8 @@ def apply(tree, texts, before=DEFAULTS):
 
 @pytest.mark.parametrize(("texts", "written"), [
     ({}, {}), ({"cpus": "1.5"}, {"cpu_max": "150000 100000"}), ({"cpu-weight": "300"}, {"cpu_weight": 300}),
+    ({"cpus": "0.5", "cpu-burst": "20ms"}, {"cpu_max_burst": 20000, "cpu_max": "50000 100000"}),
+    ({"cpus": "0.1", "cpu-burst": "20ms"}, {"cpu_max_burst": 10000, "cpu_max": "10000 100000"}),
     ({"memory-guarantee": "5000"}, {"memory_low": 8192, "memory_min": 8192}), ({"cpu-guarantee": "1"}, {}),
     ({"cpu-mask": "0"}, {"cpuset_cpus": "0"}), ({"pids": "50"}, {"pids_max": 50}),
     ({"memory": "64M"}, {"memory_max": 64 * MIB, "memory_swap_max": 0}),
@@ -70,6 +72,12 @@ def test_what_is_written(texts, written):
     assert apply(Tree(), texts) == written
 
 
+def test_a_burst_goes_before_the_quota_that_it_would_exceed():
+    tree = Tree()
+    apply(tree, {"cpus": "0.1"}, parse_settings({"cpus": "1", "cpu-burst": "50ms"}))
+    assert tree["web1"].written == [("cpu_max_burst", 0), ("cpu_max", "10000 100000")]
+
+
 def test_limits_are_lifted():
     before = parse_settings({"cpus": "1", "memory": "64M", "pids": "5", "io-read": "1M"})
     assert apply(Tree(), {}, before) == {
@@ -79,10 +87,10 @@ def test_limits_are_lifted():
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s.controller], ids=lambda s: s.key)
 def test_a_missing_controller_is_named(setting):
-    texts = {"cpus": "1", "cpu-mask": "0", "memory": "64M", "swap": "0", "pids": "5", "io-read": "1M", "io-write": "1M"}
+    texts = {"cpus": "1", "cpu-burst": "1ms", "cpu-mask": "0", "memory": "64M", "swap": "0", "pids": "5",
+             "io-read": "1M", "io-write": "1M"}
     texts = {setting.key: texts.get(setting.key, "200")}
-    if setting.key == "swap":
-        texts["memory"] = "64M"
+    texts |= {"swap": {"memory": "64M"}, "cpu-burst": {"cpus": "1"}}.get(setting.key, {})
     limits = Limits(Tree(ALL - {setting.controller}), "/data")
     with pytest.raises(NotEnforceable, match=f"no {setting.controller} controller") as refused:
         limits.check(parse_settings(texts))
@@ -135,13 +143,15 @@ def test_memory_that_cannot_be_reclaimed(monkeypatch):
 
 def test_what_is_in_force(monkeypatch):
     group = Tree()["web1"]
-    group.__dict__.update(cpu_max="150000 100000", cpu_weight=100, cpuset_cpus="", memory_max=64 * MIB, memory_low=4096,
+    group.__dict__.update(cpu_max="150000 100000", cpu_max_burst=500, cpu_weight=100,
+                          cpuset_cpus="", memory_max=64 * MIB, memory_low=4096,
                           memory_swap_max=0, pids_max=None, io_bfq_weight="default 200",
                           io_max="254:0 rbps=max wbps=2097152 riops=9 wiops=max")
     tree = Tree()
     tree["web1"] = group
     assert Limits(tree, "/data").in_force("web1") == {
-        "cpus": "1.5", "cpu-weight": "100", "cpu-mask": "all", "memory-guarantee": "4K", "memory": "64M", "swap": "0",
+        "cpus": "1.5", "cpu-burst": "500us",
+        "cpu-weight": "100", "cpu-mask": "all", "memory-guarantee": "4K", "memory": "64M", "swap": "0",
         "pids": "unlimited",
         "io-weight": "200", "io-read": "unlimited", "io-write": "2M/s", "iops-read": "9", "iops-write": "unlimited"}
     assert set(module._READERS) < {setting.key for setting in SETTINGS}

@@ -45,6 +45,7 @@ from vemgr.core.syscalls import ALLOWABLE
 MIB = 1 << 20
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_BURST = re.compile(r"0|(\d{1,7})(ms|us)", re.ASCII)
 _LONGEST_TEXT = 500
 _MOST_AFTER = 64
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
@@ -60,7 +61,8 @@ class Settings:
     """The values of a VE's settings; None is "no limit" or "as the default goes"."""
 
     cpus: int | None = None  # thousandths of a CPU
-    cpu_guarantee: int = 0  # the same
+    cpu_burst: int = 0  # microseconds
+    cpu_guarantee: int = 0  # thousandths of a CPU
     cpu_weight: int = 100
     cpu_mask: str | None = None
     memory: int | None = None  # bytes
@@ -147,6 +149,19 @@ def _parse_cpu_guarantee(field_: str, text: str) -> int:
     if millicpus is None:
         raise _endless(field_, text)
     return millicpus
+
+
+def _parse_cpu_burst(field_: str, text: str) -> int:
+    match = _BURST.fullmatch(text)
+    if match is None:
+        raise BadValue(field_, text[:80], "not a time in ms or us", remedy="for example 50ms, or 0 for none")
+    return int(match[1] or 0) * (1000 if match[2] == "ms" else 1)
+
+
+def _show_cpu_burst(value: int) -> str:
+    if value % 1000:
+        return f"{value}us"
+    return f"{value // 1000}ms" if value else "0"
 
 
 def _parse_memory_guarantee(field_: str, text: str) -> int:
@@ -250,6 +265,8 @@ def parse_profiles(field_: str, text: str) -> tuple[str, ...]:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("cpus", "N", units.parse_cpus, units.format_cpus, "CPU limit, in CPUs: 1.5", controller="cpu"),
+    Setting("cpu-burst", "TIME", _parse_cpu_burst, _show_cpu_burst,
+            "CPU time left over from quiet periods that may be used above the limit: 50ms", controller="cpu"),
     Setting("cpu-guarantee", "N", _parse_cpu_guarantee, units.format_cpus,
             "CPUs that the VE can count on, whatever others do: 0.5", controller="cpu"),
     Setting("cpu-weight", "1-10000", _count(1, 10000), str,
@@ -355,6 +372,9 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
         if limit is not None and guarantee > limit:
             raise BadValue(key, BY_KEY[key].show(guarantee), "more than the limit",
                            remedy=f"raise {'cpus' if key == 'cpu-guarantee' else 'memory'} too")
+    if result.cpu_burst and result.cpus is None:
+        raise BadValue("cpu-burst", _show_cpu_burst(result.cpu_burst), "there is no limit of CPUs to exceed",
+                       remedy="set cpus too")
     if result.inodes is not None and result.inodes > (result.disk or 0) // _BLOCK:
         raise BadValue("inodes", result.inodes, f"there is one for each {_BLOCK} bytes of 'disk' at most",
                        remedy="set disk, or a larger one")

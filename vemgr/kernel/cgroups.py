@@ -44,6 +44,7 @@ class VECgroup(Controller):  # type: ignore[misc]
     events = DictFile("cgroup.events", readonly=True)
     freeze = FlagFile("cgroup.freeze")
     kill = FlagFile("cgroup.kill", writeonly=True)
+    cpu_max_burst = IntegerFile("cpu.max.burst")
     cpu_max = BaseFileInterface("cpu.max")
     cpu_weight = IntegerFile("cpu.weight")
     cpu_stat = DictFile("cpu.stat", readonly=True)

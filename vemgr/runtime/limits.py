@@ -12,7 +12,7 @@ from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
-from vemgr.core.config import AUTOMATIC, DEFAULTS, MIB, Setting, Settings, changed
+from vemgr.core.config import AUTOMATIC, BY_KEY, DEFAULTS, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.kernel import blockdev, cgroups
@@ -105,6 +105,9 @@ class Limits:
             if "memory" in differing:
                 await self._change_memory(group, before.memory, settings.memory)
                 undo.append((_write_memory, before))
+            if before.cpu_burst and {"cpus", "cpu_burst"} & differing:
+                undo.append((_write_cpus, before))
+                group.cpu_max_burst = 0  # the kernel refuses a quota below it
             for names, write in self._writers():
                 if names & differing:
                     undo.append((write, before))
@@ -150,7 +153,7 @@ class Limits:
             protecting.add("memory")  # a limit is a guarantee
         return [
             (protecting, self._write_protection),
-            ({"cpus"}, _write_cpus), ({"cpu_weight"}, _write_cpu_weight), ({"cpu_mask"}, _write_cpu_mask),
+            ({"cpus", "cpu_burst"}, _write_cpus), ({"cpu_weight"}, _write_cpu_weight), ({"cpu_mask"}, _write_cpu_mask),
             ({"swap", "memory"}, self._write_swap), ({"pids"}, _write_pids), (set(_IO_KEYS), self._write_io),
             ({"io_weight"}, self._write_io_weight),
         ]
@@ -285,7 +288,14 @@ def _reclaim(group: Any, amount: int) -> None:
 
 
 def _write_cpus(group: Any, settings: Settings) -> None:
+    burst = knobs.cpu_burst(settings.cpus, settings.cpu_burst)
+    if burst and not group.has("cpu.max.burst"):
+        raise NotEnforceable("cpu-burst", "the kernel has no cpu.max.burst", "Linux 5.14 has it")
+    if burst:
+        group.cpu_max_burst = 0
     group.cpu_max = knobs.cpu_max(settings.cpus)
+    if burst:
+        group.cpu_max_burst = burst
 
 
 def _write_cpu_weight(group: Any, settings: Settings) -> None:
@@ -319,6 +329,7 @@ def _io_text(name: str, value: str) -> str:
 
 _READERS: dict[str, Callable[[Any], str]] = {
     "cpus": _cpus_text,
+    "cpu-burst": lambda group: BY_KEY["cpu-burst"].show(group.cpu_max_burst),
     "cpu-weight": lambda group: str(group.cpu_weight),
     "cpu-mask": lambda group: group.cpuset_cpus or "all",
     "memory-guarantee": lambda group: units.format_size(group.memory_low),

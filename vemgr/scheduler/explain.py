@@ -29,7 +29,7 @@ def knobs_of(ve: str, settings: Settings, shares: CpuShares, config: SchedulerCo
 
 def own_knobs(settings: Settings, config: SchedulerConfig, page: int) -> list[Knob]:
     """Those that do not depend on other VEs."""
-    return [_cpu_max(settings), *_protection(settings, config, page), _memory_max(settings, page),
+    return [_cpu_max(settings), *_burst(settings), *_protection(settings, config, page), _memory_max(settings, page),
             Knob("memory.high", "max", "never a limit: it would freeze the VE"), _swap(settings, page),
             _pids(settings)]
 
@@ -49,6 +49,15 @@ def _cpu_max(settings: Settings) -> Knob:
     reason = "no limit" if settings.cpus is None else f"limit of {units.format_cpus(settings.cpus)} CPUs"
     wanted = knobs.cpu_max(settings.cpus)
     return Knob("cpu.max", f"max {knobs.PERIOD}" if wanted == "max" else wanted, reason)
+
+
+def _burst(settings: Settings) -> list[Knob]:
+    """A kernel before 5.14 has no such file."""
+    if not settings.cpu_burst:
+        return []
+    burst = knobs.cpu_burst(settings.cpus, settings.cpu_burst)
+    less = ", cut to the quota" if burst < settings.cpu_burst else ""
+    return [Knob("cpu.max.burst", str(burst), f"burst of {settings.cpu_burst} us{less}")]
 
 
 def _protection(settings: Settings, config: SchedulerConfig, page: int) -> list[Knob]:

@@ -23,7 +23,7 @@ from vemgr.scheduler.explain import own_knobs
 _LEAST, _PASS = 64, 6  # VEs at each tick: so many, or so many ticks until all have been looked at
 
 #: Which setting brings a file back.
-_ATTRIBUTES = {"cpu.max": "cpus", "cpuset.cpus": "cpu_mask", "memory.min": "memory_guarantee",
+_ATTRIBUTES = {"cpu.max": "cpus", "cpu.max.burst": "cpus", "cpuset.cpus": "cpu_mask", "memory.min": "memory_guarantee",
                "memory.low": "memory_guarantee", "memory.max": "memory", "memory.swap.max": "swap", "pids.max": "pids"}
 
 
