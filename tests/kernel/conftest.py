@@ -46,8 +46,8 @@ def eventually(condition, why, timeout=10.0):
 
 
 def is_alive(pid):
-    """Zombies do not count: process 1 of a container may never reap what falls to it. But one with threads that have not
-    ended yet does: they keep its sockets, so that a client may connect to a daemon that is dead already."""
+    """Zombies do not count: process 1 of a container may never reap what falls to it. But one whose other threads have
+    not ended yet does: they keep its sockets, and a client may connect to a daemon that is dead already."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
