@@ -9,9 +9,10 @@ import pytest
 from vemgr.api.client import RemoteError
 from vemgr.core.config import SETTINGS
 
-GOOD = {"cpus": "1", "cpu-guarantee": "0.1", "cpu-weight": "200", "cpu-mask": "0", "memory": "64M",
+GOOD = {"cpus": "1", "cpu-burst": "50ms", "cpu-guarantee": "0.1", "cpu-weight": "200", "cpu-mask": "0", "memory": "64M",
         "memory-guarantee": "16M", "swap": "0", "pids": "50",
         "io-weight": "200", "io-read": "1M/s", "io-write": "1M/s", "iops-read": "100", "iops-write": "100"}
+_NEEDED = {"swap": ("--memory", "64M"), "cpu-burst": ("--cpus", "1")}
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_addresses_nobody_may_have(unchanged, running):
 def test_limits_that_this_host_cannot_enforce(unchanged, ve, setting):
     if setting.controller in unchanged.json("host")["controllers"]:
         pytest.skip(f"this host enforces {setting.controller}: the system ring tests it")
-    given = [setting.option, GOOD[setting.key], *(["--memory", "64M"] if setting.key == "swap" else [])]
+    given = [setting.option, GOOD[setting.key], *_NEEDED.get(setting.key, ())]
     for answer in (unchanged("create", "refused", "--template", "bb", *given, code=5),
                    unchanged("set", ve, *given, code=5)):
         assert f"no {setting.controller} controller" in answer.stderr
