@@ -7,14 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import stat
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from vemgr.api import holding
 from vemgr.api.client import Client
 from vemgr.api.location import DEFAULT_PATH
 from vemgr.cli import completion, connection, ending
@@ -31,20 +30,10 @@ def connected(context: click.Context) -> Client:
 
 @contextlib.contextmanager
 def hold() -> Iterator[int]:
-    """A descriptor for the daemon, which gives up what it does for us when we end, and asks at last whether we still
-    want it. Ctrl-C then ends us at once: nothing of us can say yes after that."""
+    """As `api.holding.held`. Ctrl-C ends us at once: nothing of us can say yes after that."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ours, theirs = socket.socketpair()
-
-    def confirm() -> None:
-        with contextlib.suppress(OSError):
-            if ours.recv(1):
-                ours.send(b"y")
-
-    with ours, theirs:
-        threading.Thread(target=confirm, daemon=True).start()
-        yield theirs.fileno()
-        ours.shutdown(socket.SHUT_RDWR)  # wakes the thread
+    with holding.held() as descriptor:
+        yield descriptor
     signal.signal(signal.SIGINT, before)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import struct
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vemgr.api import holding
 from vemgr.api.client import Client
 from vemgr.api.location import load_config
 from vemgr.compare import journal, marked, tree
@@ -170,7 +169,7 @@ class VE:
     def _push(self, program: Path) -> None:
         fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with _held() as held:
+            with holding.held() as held:
                 self._client.call("Push", {"name": self.name, "path": tree.FIRST, "kind": "file", "mode": 0o755,
                                            "stream": 0, "hold": 1}, [fd, held])
         finally:
@@ -261,21 +260,3 @@ def _exit_code(status: int, name: str) -> int:
         raise DriverFailed(f"the end of a command in VE {name} was not reported: the keeper is gone", instance=name)
     code = os.waitstatus_to_exitcode(struct.unpack("=i", data)[0])
     return code if code >= 0 else 128 - code
-
-
-@contextlib.contextmanager
-def _held() -> Iterator[int]:
-    """A descriptor by which the daemon knows that we still want what it is doing (Push)."""
-    ours, theirs = socket.socketpair()
-
-    def confirm() -> None:
-        with contextlib.suppress(OSError):
-            if ours.recv(1):
-                ours.send(b"y")
-
-    with ours, theirs:
-        thread = threading.Thread(target=confirm, daemon=True)
-        thread.start()
-        yield theirs.fileno()
-        ours.shutdown(socket.SHUT_RDWR)
-        thread.join()

@@ -12,8 +12,9 @@ import contextlib
 from collections.abc import Callable
 
 from vemgr.core.events import Kind
-from vemgr.kernel.pressure import Trigger, average
+from vemgr.kernel.pressure import average
 from vemgr.runtime.journal import Journal
+from vemgr.runtime.triggers import Triggers
 
 _REST = 2.0  # seconds between two looks, the kernel's own period
 _LOOKS = 6  # after the last trigger: its average is one of ten seconds
@@ -29,7 +30,7 @@ class Strain:
         self._journal = journal
         self._running = running
         self._base = ""
-        self._triggers: list[Trigger] = []
+        self._triggers = Triggers(self._on_pressure)
         self._under: set[tuple[str, str]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._left = 0  # looks
@@ -38,26 +39,14 @@ class Strain:
         """Watch the VEs' cgroups below `base`, and no others any more. A kernel without PSI has nothing to watch."""
         self.close()
         self._base = base
-        for kind in _EVENTS:
-            with contextlib.suppress(OSError):
-                trigger = Trigger(f"{base}/{kind}.pressure")
-                self._triggers.append(trigger)
-                asyncio.get_running_loop().add_reader(trigger.fileno(), self._on_trigger, trigger)
+        self._triggers.open(base, _EVENTS)
 
     def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        while self._triggers:
-            self._drop(self._triggers[-1])
+        self._triggers.close()
 
-    def _drop(self, trigger: Trigger) -> None:
-        asyncio.get_running_loop().remove_reader(trigger.fileno())
-        self._triggers.remove(trigger)
-        trigger.close()
-
-    def _on_trigger(self, trigger: Trigger) -> None:
-        if not trigger.take():
-            self._drop(trigger)
+    def _on_pressure(self) -> None:
         self._left = _LOOKS
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_until_calm())

@@ -17,11 +17,11 @@ from typing import Any
 
 from vemgr.core.config import MIB
 from vemgr.core.events import Kind
-from vemgr.kernel.pressure import Trigger
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.scheduling import readings
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.inspection import Inspection
+from vemgr.runtime.triggers import Triggers
 from vemgr.scheduler.admission import promise_of
 from vemgr.scheduler.control import Reclaimer, Shortfalls, Snapshot, Standing, Take
 from vemgr.scheduler.shares import memory_shares
@@ -43,8 +43,8 @@ class ControlLoop:
         self._shortfalls = Shortfalls()
         self._stalls: dict[str, tuple[float, int]] = {}
         self._reclaimed: dict[str, tuple[float, int]] = {}  # by VE: since when, and how much that nobody was told of
-        self._triggers: list[Trigger] = []
         self._woken = asyncio.Event()
+        self._triggers = Triggers(self._woken.set)
         self._ending = asyncio.Event()
 
     def open(self, in_background: Callable[[Coroutine[Any, Any, None]], None]) -> None:
@@ -54,31 +54,11 @@ class ControlLoop:
 
     def use_tree(self) -> None:
         """Listen to the cgroup that the VEs' are in, which may be another with a new keeper."""
-        self._close_triggers()
-        for resource in ("memory", "cpu"):
-            # A kernel without PSI, or an old one: then there are ticks alone.
-            with contextlib.suppress(OSError):
-                trigger = Trigger(f"{self._parts.tree.base}/{resource}.pressure")
-                self._triggers.append(trigger)
-                asyncio.get_running_loop().add_reader(trigger.fileno(), self._on_pressure, trigger)
+        self._triggers.open(self._parts.tree.base, ("memory", "cpu"))
 
     def close(self) -> None:
-        self._close_triggers()
+        self._triggers.close()
         self._ending.set()
-        self._woken.set()
-
-    def _close_triggers(self) -> None:
-        while self._triggers:
-            self._drop(self._triggers[-1])
-
-    def _drop(self, trigger: Trigger) -> None:
-        asyncio.get_running_loop().remove_reader(trigger.fileno())
-        self._triggers.remove(trigger)
-        trigger.close()
-
-    def _on_pressure(self, trigger: Trigger) -> None:
-        if not trigger.take():
-            self._drop(trigger)
         self._woken.set()
 
     async def _run(self) -> None:
