@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""README.md's tour on this host, with or without limits: its commands do and print what README says."""
+"""README.md's tour and the man pages' examples on this host, with or without limits: they do what the texts say."""
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,28 @@ def test_the_tour_works_as_written(make_instance, tmp_path):
         reader = Reader(instance, tmp_path)
         tour.follow(reader.types, instance.json("host")["controllers"])
         assert json.loads(reader.types("vemgr list --json")[1]) == []
+
+
+def test_the_examples_of_the_man_pages_work(make_instance, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "files").mkdir()
+    toml = next(tour.displays(tour.PROJECT / "docs/man/vemgr.toml.5"))
+    network = re.search(r"^\[network\.backend\]\n(?:.+\n)+", toml, re.MULTILINE)[0]
+    with make_instance(template=False) as instance:
+        with instance.config.open("a") as config:
+            config.write(f'{network}bridge = "vb{instance.tag}"\n')
+        instance.import_busybox("debian-12")
+        reader = Reader(instance, tmp_path)
+        meter = next(filter(os.path.exists, ("/dev/ttyUSB0", "/dev/hwrng", "/dev/ttyS0", "/dev/rtc0")))
+        place = {"/srv/files:": f"{tmp_path}/files:", "/etc/motd:": f"{__file__}:", "/dev/ttyUSB0": meter,
+                 "-- site": f"-C {tmp_path} site", "-cf - site": f"-C {tmp_path} -cf - site"}
+        tour.follow_examples(reader.types, instance.json("host")["controllers"], place)
+        assert reader.types("vemgr exec -C /srv web1 -- test -d site")[0] == 0
+        assert {ve["name"] for ve in instance.json("list")} >= {"ci", "meter", "files", "web", "db"}
+
+
+def test_the_examples_are_found():
+    assert len(tour.examples()) > 8 and {page for page, _ in tour.examples()} >= {"vemgr.1"}
 
 
 def test_the_tour_is_found():

@@ -105,6 +105,14 @@ def test_the_man_page_of_the_configuration_has_every_key_and_default():
     assert page.count(".It Ic ") == len(keys)
 
 
+def test_the_example_of_the_configuration_is_one():
+    page = (PROJECT / "docs/man/vemgr.toml.5").read_text().replace("\\-", "-")
+    example = re.search(r"^\.Sh EXAMPLES\n\.Bd -literal.*?\n(.*?)^\.Ed$", page, re.DOTALL | re.MULTILINE)[1]
+    config = HostConfig.from_mapping(tomllib.loads(example))
+    assert {network.name for network in config.networks} >= {"bridge", "lan", "backend"}
+    assert config.metrics.listen and config.scheduler.policy == "dense"
+
+
 @pytest.mark.parametrize("text", TEXTS, ids=name)
 def test_links_within_the_project_lead_somewhere(text):
     for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):
