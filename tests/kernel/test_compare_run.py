@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.conftest import eventually
 from vemgr.compare import schema
 
-WORKS = ("syscall", "start", "request")
+WORKS = ("syscall", "start", "request", "between")
 OPTIONS = ("--driver", "host", "--driver", "ve", "--noise", "100", "--template", "bb",
            *(word for work in WORKS for word in ("--workload", work)))
 
@@ -59,7 +59,7 @@ def test_a_killed_comparison_is_taken_up_again(fresh, output):
     report = schema.decode((output / "report.json").read_bytes(), "report")
     assert report.complete
     assert [column.why for column in report.header.columns] == ["", ""]
-    for figure in ("syscall", "request.median", "request.p99"):
+    for figure in ("syscall", "request.median", "request.p99", "between.median", "between.stream"):
         for driver in ("host", "ve"):
             found = report.values(figure, driver)
             assert len(found) == 3 and min(found) > 0, (figure, driver, done.stdout)
@@ -68,8 +68,20 @@ def test_a_killed_comparison_is_taken_up_again(fresh, output):
     assert "system call" in done.stdout and "left" in done.stdout
     HTMLParser().feed((output / "report.html").read_text())
 
-    assert fresh("compare", "diff", str(output), str(output / "report.json")).stdout.startswith("9 figures: 0 worse")
+    assert fresh("compare", "diff", str(output), str(output / "report.json")).stdout.startswith("15 figures: 0 worse")
     assert fresh("compare", "report", str(output)).stdout == (output / "report.txt").read_text()
+
+
+def test_an_update_by_a_new_template_leaves_none(fresh, output):
+    before = {template["name"] for template in fresh.json("template", "list")}
+    fresh("compare", "--template", "bb", "--driver", "ve", "--workload", "update", "--repeat", "1", "--noise", "100",
+          "--output", str(output), timeout=120)
+    report = schema.decode((output / "report.json").read_bytes(), "report")
+    assert report.values("update.kernels", "ve") == report.values("update.systems", "ve") == [1.0]
+    size = (Path("/bin/busybox").stat().st_size >> 20) * 0.9
+    assert report.values("update.each-disk", "ve")[0] > 4 * size and report.values("update.shared-disk", "ve")[0] > size
+    assert report.values("update.each", "ve")[0] > 0 < report.values("update.shared", "ve")[0]
+    assert {template["name"] for template in fresh.json("template", "list")} == before
 
 
 @pytest.mark.parametrize(("options", "code", "words"), [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What other runtimes are told, and what VEs are: the same limits, where the host has the means."""
 
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,13 @@ def test_podman(instance, limits):
     assert {"--cpus=2", f"--memory={512 << 20}"} <= {*podman.Podman().start(instance)}
     limits(set())
     assert "--cgroups=disabled" in podman.Podman().start(instance)
+
+
+@pytest.mark.parametrize(("own", "said"), [(900, "900"), (resource.RLIM_INFINITY, None), (1 << 40, None)])
+def test_podman_is_not_left_to_raise_limits(instance, limits, monkeypatch, own, said):
+    monkeypatch.setattr("resource.getrlimit", lambda which: (9, own if which == resource.RLIMIT_NPROC else 77))
+    said = said or Path("/proc/sys/kernel/pid_max").read_text().strip()
+    assert {"--ulimit=nofile=77:77", f"--ulimit=nproc={said}:{said}"} <= {*podman.Podman().start(instance)}
 
 
 @pytest.mark.parametrize("found, expected", [

@@ -174,7 +174,7 @@ def _measure(header: Header, found: Sequence[Driver], whys: dict[str, str], kept
     tag = secrets.token_hex(2)
     # After an interruption one that was there may be gone, and its rows stay as they are.
     usable = {column.name for column in header.columns if not column.why and not whys[column.name]}
-    stages = {driver.name: Stage(driver, resources, probe, _IN_INSTANCES, f"cmp-{tag}-{number}-")
+    stages = {driver.name: Stage(driver, resources, probe, _IN_INSTANCES, f"cmp-{tag}-{number}-", quick=header.quick)
               for number, driver in enumerate(found) if driver.name in usable}
     budget = _QUICK_SECONDS if header.quick else math.inf
     try:

@@ -113,6 +113,9 @@ class Instance(Protocol):
         size (PSS) of the processes that only exist for this instance.
         """
 
+    def disk_bytes(self) -> int | None:
+        """Bytes of disk that it takes now, without what it shares with others; None where that cannot be told."""
+
     def stop(self) -> float:
         """End it and remove what is its own; seconds until it was gone. Once."""
 
@@ -155,3 +158,17 @@ class Driver(Protocol):
     def close(self) -> None:
         """End what still runs of this driver's instances, and what is shared between them, but for what `prepare` keeps
         in its directory. To be called in any case: after an interruption, too."""
+
+
+@runtime_checkable
+class SharesTemplate(Protocol):
+    """A driver whose instances can be given an update by a new template, made of one of them."""
+
+    def template_of(self, instance: Instance, name: str) -> int:
+        """End the instance and make a template of what it has become; the bytes of disk that this takes."""
+
+    def start_from(self, template: str, name: str, resources: Resources) -> Instance:
+        """As `start`."""
+
+    def remove_template(self, name: str) -> None:
+        """Of `template_of`. None being there is no error."""

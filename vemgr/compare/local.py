@@ -134,6 +134,9 @@ class LocalInstance:
         return pss({*in_pid_namespace_of(self.leader), *marked.marked(self.mark)} if _is_first(self.leader)
                    else marked.marked(self.mark))
 
+    def disk_bytes(self) -> int:
+        return self.tree.disk_bytes()
+
     def stop(self) -> float:
         if self._stopped:
             return 0.0

@@ -20,13 +20,13 @@ from vemgr.api.client import Client
 from vemgr.api.location import load_config
 from vemgr.compare import journal, marked, tree
 from vemgr.compare.commands import ENVIRONMENT, new_mark, timed_out
-from vemgr.compare.driver import Context, DriverFailed, Finished, Resources
+from vemgr.compare.driver import Context, DriverFailed, Finished, Instance, Resources
 from vemgr.compare.memory import in_pid_namespace_of, pss
 from vemgr.compare.pipes import Pipes
 from vemgr.compare.starting import await_command, parse_stamp
 from vemgr.core.errors import VemgrError
 
-_KIND = "ve"
+_KIND, _TEMPLATE = "ve", "template"
 _PATIENCE = 60.0
 _NOT_EXECUTED = 126
 
@@ -41,6 +41,7 @@ class VEDriver:
         self._instances: list[VE] = []
         self._controllers: list[str] = []
         self._disk: int | None = None
+        self._templates: dict[str, int] = {}  # by their names, the numbers in the journal
 
     def connect(self) -> Client:
         return Client(f"{load_config(self._context.config).run_dir}/vemgr.sock")
@@ -74,10 +75,27 @@ class VEDriver:
         return None if "cpu" in self._controllers else set(sorted(os.sched_getaffinity(0))[: resources.cpus])
 
     def start(self, name: str, resources: Resources) -> VE:
-        instance = VE(self, name, resources)
+        return self.start_from(self.template, name, resources)
+
+    def start_from(self, template: str, name: str, resources: Resources) -> VE:
+        instance = VE(self, template, name, resources)
         self._instances.append(instance)
         self._disk = instance.disk
         return instance
+
+    def template_of(self, instance: Instance, name: str) -> int:
+        self._templates[name] = self.journal.add(_TEMPLATE, name=name)
+        with contextlib.closing(self.connect()) as client, holding.held() as held:
+            client.call("Stop", {"name": instance.name})
+            client.call("CreateTemplate", {"name": name, "ve": instance.name, "description": "of vemgr compare",
+                                           "hold": 0}, [held])
+            destroy(client, instance.name)
+            return tree.disk_bytes(Path(client.call("GetHost")["stateDir"]) / "templates" / name)
+
+    def remove_template(self, name: str) -> None:
+        with contextlib.closing(self.connect()) as client:
+            remove_template(client, name)
+        self.journal.done(self._templates.pop(name, 0))
 
     def forget(self, instance: VE) -> None:
         if instance in self._instances:
@@ -91,11 +109,15 @@ class VEDriver:
 
     def _undo(self, entry: journal.Entry) -> str | None:
         with contextlib.closing(self.connect()) as client:
+            if entry["kind"] == _TEMPLATE:
+                return f"template {entry['name']}" if remove_template(client, entry["name"]) else None
             return f"VE {entry['name']}" if destroy(client, entry["name"]) else None
 
     def close(self) -> None:
         for instance in [*self._instances]:
             instance.stop()
+        for name in [*self._templates]:
+            self.remove_template(name)
         self.journal.close()
 
 
@@ -115,11 +137,22 @@ def destroy(client: Client, name: str) -> bool:
             return True
 
 
+def remove_template(client: Client, name: str) -> bool:
+    """Whether there was one."""
+    try:
+        client.call("RemoveTemplate", {"name": name})
+    except VemgrError as error:
+        if error.identifier != "TemplateNotFound":
+            raise
+        return False
+    return True
+
+
 class VE:
     """A VE; made running."""
 
-    def __init__(self, driver: VEDriver, name: str, resources: Resources) -> None:
-        self.name, self._driver = name, driver
+    def __init__(self, driver: VEDriver, template: str, name: str, resources: Resources) -> None:
+        self.name, self._driver, self._template = name, driver, template
         self.first_instruction: float | None = None
         self.address: str | None = None
         self._affinity = driver.affinity(resources)
@@ -135,7 +168,7 @@ class VE:
 
     def _create(self, settings: dict[str, str]) -> None:
         try:
-            self._client.call("Create", {"name": self.name, "template": self._driver.template, "settings": settings})
+            self._client.call("Create", {"name": self.name, "template": self._template, "settings": settings})
         except VemgrError as error:
             if error.identifier == "VEExists":  # somebody else's, and not ours to remove
                 self._driver.journal.done(self._number)
@@ -159,9 +192,9 @@ class VE:
         self.first_instruction = (found - started) / 1e9
         self.up = await_command(lambda seconds: self.run([tree.FIRST], timeout=seconds), begin)
         self.address = details["address"] or None
-        self.disk = self._disk_bytes()
+        self.disk = self.disk_bytes()
 
-    def _disk_bytes(self) -> int | None:
+    def disk_bytes(self) -> int | None:
         """Of its writable layer: what its directory has, without the overlay's own mount."""
         directory = Path(self._client.call("GetHost")["stateDir"]) / "ve" / self.name
         return tree.disk_bytes(directory) if directory.is_dir() else None

@@ -195,7 +195,7 @@ class Guest:
         self._await_boot(begin)
         self._runner = Runner(self._port, self.name)
         self.up = time.monotonic() - begin
-        self.disk = self._definition.disk.stat().st_blocks * 512
+        self.disk = self.disk_bytes()
 
     def _await_boot(self, begin: float) -> None:
         assert self._port
@@ -227,6 +227,9 @@ class Guest:
         """PSS of its QEMU: what the guest has touched of its memory, and the emulator. What the host's cache holds of
         its disk, and what KVM keeps in the host's kernel, is not in it."""
         return pss(processes_of(self.name))
+
+    def disk_bytes(self) -> int:
+        return self._definition.disk.stat().st_blocks * 512
 
     def stop(self) -> float:
         if self._stopped:

@@ -26,7 +26,7 @@ from vemgr.compare.driver import DriverFailed, Finished
 
 # The guest's terminal holds 64 KiB that nobody has read yet, and drops what is more.
 _CHUNK = 16384
-_PATIENCE = 60.0  # seconds for an answer that takes the guest no work
+_PATIENCE = 180.0  # seconds for an answer that takes the guest no work, which eight emulated ones share two CPUs for
 _GRACE = 5.0
 
 

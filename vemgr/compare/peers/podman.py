@@ -6,6 +6,7 @@ Without network, as crun and runc are. It writes to its own storage only the con
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ class Podman(Runtime):
         limits = [f"--cpus={instance.resources.cpus}", f"--memory={instance.resources.memory}"] \
             if {"cpu", "memory"} <= controllers() else ["--cgroups=disabled"]
         return ["podman", "run", "--rm", f"--name={instance.name}", "--network=none", *limits, "--stop-signal=SIGTERM",
-                "--ulimit=host", f"--env={VARIABLE}={instance.mark}", "--rootfs", str(instance.tree.root), FIRST, STAMP]
+                *_ulimits(), f"--env={VARIABLE}={instance.mark}", "--rootfs", str(instance.tree.root), FIRST, STAMP]
 
     def leader(self, instance: LocalInstance) -> int:
         """Its monitor is no child of the command that waits for it."""
@@ -39,3 +40,12 @@ class Podman(Runtime):
     def remove(self, name: str, directory: Path) -> None:
         del directory
         command("podman", "rm", "--force", "--ignore", "--time=0", name, instance=name)
+
+
+def _ulimits() -> list[str]:
+    """By number: what podman asks for otherwise, with --ulimit=host too, is more than it may without CAP_SYS_RESOURCE
+    (in a container, say). It has lowered its own limit of processes to the kernel's by then."""
+    files, processes = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    most = int(Path("/proc/sys/kernel/pid_max").read_text())
+    processes = most if processes == resource.RLIM_INFINITY else min(processes, most)
+    return [f"--ulimit={name}={limit}:{limit}" for name, limit in (("nofile", files), ("nproc", processes))]

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -123,6 +125,56 @@ def redis(stage: Stage) -> float:
     return number_in(said, r'^"GET","([0-9.]+)"')
 
 
+_NGINX_PORT = 15995
+_NGINX = """
+user root; pid nginx.pid; error_log error.log; worker_processes 1; daemon off;
+events { worker_connections 256; }
+http { access_log off; keepalive_requests 1000000; server { listen %d; root pages; } }
+"""
+_PREPARE_NGINX = """
+rm -f nginx.pid; mkdir -p pages logs && head -c 1024 /dev/zero | tr '\\0' x > pages/page && cat > nginx.conf
+"""
+_AWAIT_NGINX = ("for i in $(seq 100); do [ -s nginx.pid ] && exit 0; sleep 0.1; done; "
+                "echo nginx does not come up >&2; cat error.log >&2; exit 1")
+
+
+@contextlib.contextmanager
+def _nginx(stage: Stage) -> Iterator[str]:
+    """nginx with one worker and a page of 1 KiB; where its port is."""
+    instance = stage.shared()
+    stage.shell(instance, f"{{ {_PREPARE_NGINX.strip()}; }} <<'END'\n{_NGINX % _NGINX_PORT}END")
+    argv = [stage.where("nginx"), "-p", stage.directory, "-e", "error.log", "-c", f"{stage.directory}/nginx.conf"]
+    with serving(stage, instance, argv) as address:
+        stage.shell(instance, _AWAIT_NGINX)
+        yield f"{address or '127.0.0.1'}:{_NGINX_PORT}"
+
+
+def _wrk(place: str) -> list[str]:
+    return ["wrk", "--threads=1", "--connections=10", "--duration=2s", f"http://{place}/page"]
+
+
+def _requests(said: str) -> float:
+    """Raises `WorkFailed` where not all were answered."""
+    if "Non-2xx" in said or "Socket errors" in said:
+        raise WorkFailed(f"wrk: {said[-300:]}")
+    return number_in(said, r"^Requests/sec:\s*([0-9.]+)")
+
+
+def nginx(stage: Stage) -> float:
+    """wrk and nginx in the same instance."""
+    with _nginx(stage):
+        return _requests(stage.shell(stage.shared(), shlex.join(_wrk(f"127.0.0.1:{_NGINX_PORT}"))))
+
+
+def nginx_from_host(stage: Stage) -> float:
+    """wrk is the host's own."""
+    with _nginx(stage) as place:
+        done = subprocess.run(_wrk(place), capture_output=True, timeout=60, check=False, text=True)
+    if done.returncode:
+        raise WorkFailed(f"wrk: {done.stdout[-300:]}{done.stderr[-300:]}")
+    return _requests(done.stdout)
+
+
 _POSTGRES = """
 bin=$(dirname "$1"); data=$PWD/postgres; port=15996
 as() { su postgres -s /bin/sh -c "$1"; }
@@ -177,6 +229,9 @@ WORKS = (
     Application("iperf3", "iperf3, TCP from the host", "MB/s", "higher", ("iperf3",), iperf3, client="iperf3"),
     Application("redis", "redis, GET, 10 clients", "/s", "higher",
                 ("redis-server", "redis-cli", "redis-benchmark"), redis),
+    Application("nginx", "nginx, wrk, 10 connections", "/s", "higher", ("nginx", "wrk", "seq"), nginx),
+    Application("nginx-host", "nginx, wrk from the host", "/s", "higher", ("nginx", "seq"), nginx_from_host,
+                client="wrk"),
     Application("pgbench", "PostgreSQL, pgbench, 4 clients", "/s", "higher", ("initdb", "pgbench", "su"), pgbench),
     Application("sqlite", "SQLite, synced inserts", "/s", "higher", ("sqlite3", "seq"), sqlite3, crowded=False),
     Application("compile", "compile 20 files of C", "s", "lower", ("gcc", "seq"), compile_project, crowded=False),

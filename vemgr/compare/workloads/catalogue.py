@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vemgr.compare.workloads import applications, crowd, files, kernel, lifecycle, network
+from vemgr.compare.workloads import applications, crowd, files, kernel, lifecycle, manage, network
 from vemgr.compare.workloads.workload import Workload
 from vemgr.core.errors import BadValue
 
 ALL: tuple[Workload, ...] = (*lifecycle.WORKS, *kernel.WORKS, *files.WORKS, *network.WORKS, *applications.WORKS,
-                             *crowd.WORKS)
+                             *crowd.WORKS, *manage.WORKS)
 
 
 def chosen(names: Sequence[str], *, quick: bool) -> list[Workload]:

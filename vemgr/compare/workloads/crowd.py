@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several instances at once: the same work in 1, 2 and 4 of them, and a good one beside a bad neighbour.
+"""Several instances at once: the same work in 1, 2, 4 and 8 of them, and a good one beside a bad neighbour.
 
 The work is the probe's `work`: it computes, looks about in 4 MiB of memory, writes blocks and forks now and then.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from vemgr.compare.driver import Instance
 from vemgr.compare.schema import Figure
+from vemgr.compare.workloads.lifecycle import available
+from vemgr.compare.workloads.network import sending
 from vemgr.compare.workloads.workload import LONG, Stage
 
-COUNTS = (1, 2, 4)
+COUNTS = (1, 2, 4, 8)
+_QUICK = 4  # the most of them
 _SECONDS = "1"
 STRESSORS = {
     "cpu": "17 processes that compute", "memory": "one that dirties memory", "disk": "one that writes and syncs",
-    "fork": "one that forks without end", "network": "one that sends datagrams", "log": "one that floods its console",
+    "fork": "one that forks without end", "network": "one that sends datagrams",
+    "receive": "one that is sent datagrams", "log": "one that floods its console",
 }
 _NOWHERE = "192.0.2.1"  # TEST-NET-1 (RFC 5737)
 
@@ -30,7 +35,7 @@ def _work(stage: Stage, instance: Instance) -> dict[str, float]:
 @dataclass(frozen=True)
 class Consolidation:
     name: str = "consolidation"
-    title: str = "the same work in 1, 2 and 4 instances"
+    title: str = "the same work in 1, 2, 4 and 8 instances"
     group: str = "consolidation"
     figures: Sequence[Figure] = field(default=tuple(
         figure for count in COUNTS for figure in (
@@ -50,8 +55,9 @@ class Consolidation:
 
     def measure(self, stage: Stage) -> Mapping[str, float]:
         found: dict[str, float] = {}
-        with stage.several(max(COUNTS)) as instances, ThreadPoolExecutor(max(COUNTS)) as pool:
-            for count in COUNTS:
+        counts = _counts(stage)
+        with stage.several(max(counts)) as instances, ThreadPoolExecutor(max(counts)) as pool:
+            for count in counts:
                 said = list(pool.map(lambda instance: _work(stage, instance), instances[:count]))
                 rates = [each["rate"] for each in said]
                 found |= {f"consolidation.{count}.total": sum(rates),
@@ -61,9 +67,15 @@ class Consolidation:
         return found
 
 
+def _counts(stage: Stage) -> list[int]:
+    """Those that a quick run has the time for, and the host the memory, as all instances have the same."""
+    most = available() // stage.resources.memory
+    return [count for count in COUNTS if count == 1 or (count <= most and not (stage.quick and count > _QUICK))]
+
+
 @dataclass(frozen=True)
 class Isolation:
-    """What a good instance still does beside each of six bad ones, as a share of what it does alone."""
+    """What a good instance still does beside each of these bad ones, as a share of what it does alone."""
 
     name: str = "isolation"
     title: str = "a good instance beside a bad one"
@@ -84,16 +96,16 @@ class Isolation:
         with stage.several(2) as (good, bad):
             alone = _work(stage, good)["rate"]
             for kind in STRESSORS:
-                if kind == "log" and not _has_console(stage, bad):
+                if (kind == "log" and not _has_console(stage, bad)) or (kind == "receive" and not bad.address):
                     continue
                 number = f"{stage.directory}/stressor-{kind}"
-                stressor = bad.spawn([stage.program, "stress", kind, _aim(stage, kind), number])
-                try:
+                with contextlib.ExitStack() as stack:
+                    stack.callback(bad.spawn([stage.program, "stress", kind, _aim(stage, kind), number]).stop)
                     stage.probe(bad, "stressing", number)
+                    if kind == "receive":
+                        stack.enter_context(sending(stage, bad.address or ""))
                     found[f"isolation.{kind}"] = _work(stage, good)["rate"] / alone
                     stage.probe(bad, "stressing", number)
-                finally:
-                    stressor.stop()
         return found
 
 

@@ -15,7 +15,7 @@ _FEW, _MANY = 3, 12
 _SMALL = 16 << 20
 _PATIENCE = 3.0  # seconds
 _DOUBT = 0.25
-_NO_INSTANCE = "the host is not an instance of anything"
+NO_INSTANCE = "the host is not an instance of anything"
 _MIB = 1 << 20
 
 
@@ -37,7 +37,7 @@ class Start:
     crowded: bool = True
 
     def missing(self, stage: Stage) -> str:
-        return _NO_INSTANCE if stage.on_host else ""
+        return NO_INSTANCE if stage.on_host else ""
 
     def measure(self, stage: Stage) -> Mapping[str, float]:
         instance = stage.bare()
@@ -71,7 +71,7 @@ class Density:
     crowded: bool = True
 
     def missing(self, stage: Stage) -> str:
-        return _NO_INSTANCE if stage.on_host else ""
+        return NO_INSTANCE if stage.on_host else ""
 
     def measure(self, stage: Stage) -> Mapping[str, float]:
         first = stage.bare()  # what it makes for all that follow is not the price of one more

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TCP between the host and a server in an instance; for the host itself over the loopback, which no link equals."""
+"""TCP to a server in an instance, from the host and from another instance; for the host itself over the loopback, which
+no link equals."""
 
 from __future__ import annotations
 
@@ -39,6 +40,20 @@ def client(stage: Stage, *words: str) -> dict[str, float]:
     if done.returncode:
         raise WorkFailed(f"{' '.join(words)}: {done.stderr.decode(errors='replace').strip()[-300:]}")
     return figures_of(done.stdout)
+
+
+@contextlib.contextmanager
+def sending(stage: Stage, address: str) -> Iterator[None]:
+    """Meanwhile the host sends datagrams there, to the port that discards. It ends with us, if we are killed, too."""
+    sender = subprocess.Popen([stage.host_probe, "send", address, "9", "30"], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+        if sender.poll() is not None:
+            raise WorkFailed(f"datagrams to {address} were not sent to the end")
+    finally:
+        sender.kill()
+        sender.wait()
 
 
 @dataclass(frozen=True)
@@ -87,4 +102,33 @@ class Stream:
             return {"stream": client(stage, "stream", address, str(PORT), _SECONDS)["rate"]}
 
 
-WORKS = (Request(), Stream())
+@dataclass(frozen=True)
+class Between:
+    """The same two between instances; the clock is that of the one that asks."""
+
+    name: str = "between"
+    title: str = "TCP between two instances"
+    group: str = "network"
+    figures: Sequence[Figure] = (
+        Figure(name="between.median", title="request between instances", unit="us", better="lower"),
+        Figure(name="between.p99", title="request between instances, 99th p.", unit="us",
+               better="lower"),
+        Figure(name="between.stream", title="TCP stream between instances", unit="MB/s", better="higher"),
+    )
+    needs: Sequence[str] = ()
+    rounds: int = SHORT
+    quick: bool = False
+    crowded: bool = True
+
+    def missing(self, stage: Stage) -> str:
+        return unreachable(stage)
+
+    def measure(self, stage: Stage) -> Mapping[str, float]:
+        asks = stage.second()
+        with serving(stage, stage.shared(), [stage.program, "serve", str(PORT)]) as address:
+            said = stage.probe(asks, "request", address, str(PORT), _SECONDS)
+            streamed = stage.probe(asks, "stream", address, str(PORT), _SECONDS)
+        return {"between.median": said["median"], "between.p99": said["p99"], "between.stream": streamed["rate"]}
+
+
+WORKS = (Request(), Stream(), Between())

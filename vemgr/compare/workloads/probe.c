@@ -9,8 +9,10 @@
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <signal.h>
@@ -19,7 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -516,6 +520,64 @@ static void timed(char **words)  // a program to its end; what it prints is of n
     printf("elapsed %llu\nseconds %.6g\n", (unsigned long long)elapsed, elapsed / 1e9);
 }
 
+// An update as dpkg(1) applies it: files are written anew beside the old ones, synced, and renamed over them. In the order
+// of their names, so that it is the same files everywhere, and on one file system.
+static void replace_file(const char *path, const struct stat *old)
+{
+    char beside[PATH_MAX];
+    if (snprintf(beside, sizeof beside, "%s.vemgr-new", path) >= (int)sizeof beside)
+        return;
+    int from = open(path, O_RDONLY | O_CLOEXEC), to = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    char *buffer = malloc(old->st_size);
+    if (from < 0 || to < 0 || !buffer || read(from, buffer, old->st_size) != old->st_size ||
+        write(to, buffer, old->st_size) != old->st_size)
+        fail(path);
+    int owned = old->st_uid == geteuid() && old->st_gid == getegid();  // some containers' root may not give files away
+    if ((!owned && fchown(to, old->st_uid, old->st_gid)) || fchmod(to, old->st_mode & 07777) || fsync(to) ||
+        rename(beside, path))
+        fail(beside);
+    free(buffer);
+    close(from);
+    close(to);
+}
+
+static size_t update_below(const char *directory, dev_t device, size_t most)  // bytes replaced, at most so many
+{
+    struct dirent **names;
+    int count = scandir(directory, &names, NULL, alphasort);
+    size_t done = 0;
+    for (int i = 0; i < count; i++) {
+        char path[PATH_MAX];
+        struct stat found;
+        int length = snprintf(path, sizeof path, "%s/%s", directory, names[i]->d_name);
+        if (names[i]->d_name[0] != '.' && length < (int)sizeof path && !lstat(path, &found)) {
+            // Files of an overlay have the device of their layer (overlayfs.rst), directories that of the overlay.
+            if (S_ISDIR(found.st_mode) && found.st_dev == device)
+                done += update_below(path, device, most - done);
+            else if (S_ISREG(found.st_mode) && found.st_size && done + found.st_size <= most) {
+                replace_file(path, &found);
+                done += found.st_size;
+            }
+        }
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+    return done;
+}
+
+static void update(const char *directory, size_t megabytes)
+{
+    struct stat top;
+    if (stat(directory, &top))
+        fail(directory);
+    uint64_t start = now();
+    size_t bytes = update_below(directory, top.st_dev, megabytes << 20);
+    if (!bytes)
+        fail("there is nothing to update");
+    printf("elapsed %llu\nbytes %zu\n", (unsigned long long)(now() - start), bytes);
+}
+
 // bad neighbours (the Isolation Benchmark Suite, Matthews et al. 2007, has these kinds); they go on until they are killed
 
 // A bad neighbour that has not come, or has gone, would be taken for a good wall: it leaves its number in a file.
@@ -540,6 +602,16 @@ static void stressing(const char *file)
             fail("there is no stressor");
         usleep(10000);
     }
+}
+
+static void send_datagrams(const char *address, int port, double seconds)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int connection = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in server = place(address, port);
+    static char datagram[1400];
+    for (uint64_t end = now() + (uint64_t)(seconds * 1e9); now() < end;)
+        sendto(connection, datagram, sizeof datagram, 0, (struct sockaddr *)&server, sizeof server);
 }
 
 static void stress(const char *kind, const char *path, const char *file)
@@ -581,6 +653,14 @@ static void stress(const char *kind, const char *path, const char *file)
         static char datagram[1400];
         for (;;)
             sendto(connection, datagram, sizeof datagram, 0, (struct sockaddr *)&discard, sizeof discard);
+    } else if (!strcmp(kind, "receive")) {  // what somebody else sends
+        int connection = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        struct sockaddr_in discard = place("0.0.0.0", 9);
+        static char datagram[1500];
+        if (bind(connection, (struct sockaddr *)&discard, sizeof discard))
+            fail("bind");
+        for (;;)
+            recv(connection, datagram, sizeof datagram, 0);
     } else if (!strcmp(kind, "log")) {
         int console = open(path, O_WRONLY | O_NOCTTY | O_CLOEXEC);
         if (console < 0)
@@ -638,6 +718,10 @@ int main(int count, char **words)
         work(argument, third);
     else if (!strcmp(name, "time") && count > 2)
         timed(words + 2);
+    else if (!strcmp(name, "send") && count == 5)
+        send_datagrams(argument, (int)third, fourth);
+    else if (!strcmp(name, "update") && count == 4)
+        update(argument, (size_t)third);
     else if (!strcmp(name, "stressing") && count == 3)
         stressing(argument);
     else if (!strcmp(name, "stress") && count == 5)

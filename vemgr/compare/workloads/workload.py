@@ -71,15 +71,19 @@ class Probe:
 class Stage:
     """One driver with the instance that all short works share, which is started when first asked for.
 
-    `directory`: where works keep their files, on the instance's disk. `prefix`: of the names of instances.
+    `directory`: where works keep their files, on the instance's disk. `prefix`: of the names of instances. `quick`:
+    works that can be done in part are.
     """
 
-    def __init__(self, driver: Driver, resources: Resources, probe: Probe, directory: str, prefix: str) -> None:
+    def __init__(self, driver: Driver, resources: Resources, probe: Probe, directory: str, prefix: str, *,
+                 quick: bool = False) -> None:
+        self.quick = quick
         self.driver, self.resources, self._probe = driver, resources, probe
         self.directory, self._prefix = directory, prefix
         self._packed = gzip.compress(probe.content, mtime=0)  # the port of a guest takes a minute for a megabyte
         self._numbers = itertools.count(1)
         self._shared: Instance | None = None
+        self._second: Instance | None = None
         self._has: dict[str, str] = {}
 
     @property
@@ -101,23 +105,33 @@ class Stage:
         return self._shared
 
     def drop_shared(self) -> None:
-        """After a failure: the next work gets a new instance. Raises nothing; what stays is the driver's to clean."""
-        instance, self._shared = self._shared, None
-        if instance is not None:
-            with contextlib.suppress(FailedError):
-                instance.stop()
+        """After a failure: the next work gets new instances. Raises nothing; what stays is the driver's to clean."""
+        for instance in (self._shared, self._second):
+            if instance is not None:
+                with contextlib.suppress(FailedError):
+                    instance.stop()
+        self._shared = self._second = None
+
+    def second(self) -> Instance:
+        """Another one like `shared`, for works between two."""
+        if self._second is None:
+            self._second = self._start()
+        return self._second
+
+    def next_name(self) -> str:
+        return f"{self._prefix}{next(self._numbers)}"
 
     def bare(self) -> Instance:
         """A new instance without the probe, to be stopped by the caller."""
-        return self.driver.start(f"{self._prefix}{next(self._numbers)}", self.resources)
+        return self.driver.start(self.next_name(), self.resources)
 
     @contextlib.contextmanager
-    def several(self, count: int) -> Iterator[list[Instance]]:
-        """New instances with the probe in them, which are stopped afterwards."""
+    def several(self, count: int, *, bare: bool = False) -> Iterator[list[Instance]]:
+        """New instances with the probe in them, unless they are to be `bare`; they are stopped afterwards."""
         found: list[Instance] = []
         try:
             while len(found) < count:
-                found.append(self._start())
+                found.append(self.bare() if bare else self._start())
             yield found
         finally:
             for instance in found:
