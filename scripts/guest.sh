@@ -27,27 +27,28 @@ build_wheels() { # DIRECTORY
     rm -r "$1/venv"
 }
 
+# shellcheck disable=SC2034  # for who sources this
 template_packages=(systemd systemd-sysv dbus iproute2 iputils-ping procps ca-certificates)
 
-build_template() { # FILE
-    mmdebstrap --quiet --mode=root --variant=minbase --format=tar \
-        --include="$(IFS=,; echo "${template_packages[*]}")" \
-        --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$1"
+build_template() { # FILE PACKAGES...
+    build_debian tar "$@"
 }
 
 build_root() { # DIRECTORY PACKAGES...
-    # INITRD=No: the kernel package must not spend a minute on an initrd; make_initrd has a smaller one.
+    # The kernel package must not spend a minute on an initrd; make_initrd has a smaller one.
+    INITRD=No build_debian directory "$@"
+}
+
+build_debian() { # FORMAT TARGET PACKAGES...
     # policy-rc.d: installing a daemon must not start it in the chroot, that is, on this host.
     # shellcheck disable=SC2016  # mmdebstrap's hooks expand $1 themselves
-    INITRD=No mmdebstrap --quiet --mode=root --variant=minbase --format=directory \
-        --include="$(IFS=,; echo "${*:2}")" \
+    mmdebstrap --quiet --mode=root --variant=minbase --format="$1" \
+        --include="$(IFS=,; echo "${*:3}")" \
         --aptopt='Acquire::Languages "none"' --aptopt='Apt::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         --essential-hook='printf "#!/bin/sh\nexit 101\n" >"$1/usr/sbin/policy-rc.d"; chmod 755 "$1/usr/sbin/policy-rc.d"' \
-        --customize-hook='rm "$1/usr/sbin/policy-rc.d"' bookworm "$1"
+        --customize-hook='rm "$1/usr/sbin/policy-rc.d"' bookworm "$2"
 }
 
 # virtio_blk and ext4 are modules in Debian's kernel, so something has to load them: this much is enough.

@@ -259,6 +259,38 @@ def test_the_templates_own_init(fresh):
     assert fresh.out("stop", name) == f"{name}: clean\n"
 
 
+ASKED_BY_A_PIPE = """#!/bin/sh
+trap '' TERM PWR
+sleep 1
+mkfifo /run/initctl
+read request </run/initctl
+echo "$request" >/root/asked
+"""
+POWEROFF = "#!/bin/sh\n[ -p /run/initctl ] && echo halt >/run/initctl\n"
+
+
+def test_an_init_that_only_poweroff_ends(fresh):
+    """sysvinit, OpenRC: they are told by a pipe, and need a moment until they have it. No signal does it."""
+    def like_sysvinit(tree):
+        for name, text in (("init", ASKED_BY_A_PIPE), ("poweroff", POWEROFF)):
+            (tree / "sbin" / name).write_text(text)
+            (tree / "sbin" / name).chmod(0o755)
+        (tree / "bin/poweroff").unlink()
+        (tree / "etc/inittab").write_text("::sysinit:/bin/true\n")
+
+    fresh.import_busybox("sysv", change=like_sysvinit)
+    name = fresh.create(template="sysv")
+    fresh("start", name)  # and before it has its pipe:
+    assert fresh.out("stop", name) == f"{name}: clean\n"
+    fresh("start", name)
+    fresh("pull", f"{name}:/root/asked", str(fresh.base / "asked"))
+    assert (fresh.base / "asked").read_text() == "halt\n"
+    fresh("exec", name, "--", "rm", "/sbin/poweroff")
+    assert fresh.out("stop", "--timeout", "1", name) == f"{name}: killed: 1 s passed\n"
+    fresh("destroy", name)
+    fresh("template", "remove", "sysv")
+
+
 def test_an_init_that_is_not_there(fresh):
     before = fresh.traces()
     for init in ("/nonexistent", "nonexistent", "/etc/passwd", "/etc"):

@@ -45,6 +45,10 @@ def test_its_systemd_boots(debian, figure):
     assert debian.exec("hostname").stdout == "deb\n"
 
 
+def test_its_console_has_its_own_getty(debian, vemgr, until):
+    until(lambda: "deb login:" in vemgr("logs", "deb").stdout, 60, "the console shows the getty")
+
+
 @pytest.mark.timeout(600)
 def test_nginx_answers_while_limits_change(debian, vemgr, until, figure):
     debian.exec("apt-get", "update", timeout=300)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -17,12 +18,12 @@ from vemgr.core.errors import CannotStop, SystemFailure, TemplateNotFound, Templ
 from vemgr.core.events import Kind
 from vemgr.core.lifecycle import State
 from vemgr.core.restarting import Policy
-from vemgr.runtime import stopping
+from vemgr.runtime import commands, stopping
 from vemgr.runtime.hooks import Stage
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.launcher import Child, Launcher
 from vemgr.runtime.network.addressing import Addressing
-from vemgr.runtime.planning import stop_signal
+from vemgr.runtime.planning import powers_off, stop_signal
 from vemgr.runtime.restarting import Restarter
 from vemgr.runtime.starting import Starter
 
@@ -33,6 +34,7 @@ _REAP = 10.0  # seconds for the keeper to report the end of an init that has bee
 # A VE that reboots as soon as it is up would keep the daemon busy: after a short life its next one begins later.
 _SHORT_LIFE = 10.0
 _REBOOT_DELAY = 2.0
+_AGAIN = 0.5  # seconds between two runs of a poweroff that fails
 _DISCARD_DELAY, _DISCARD_DELAY_BOUND = 1.0, 60.0  # before an ephemeral VE that could not be removed is tried again
 
 
@@ -124,6 +126,8 @@ class Ender:
         try:
             template = await self._starter.template(instance.definition.template)
             signum = stop_signal(instance.definition, template)
+            if powers_off(instance.definition, template) and (end := await self._power_off(instance, timeout)):
+                return end
             pidfd = os.pidfd_open(instance.pid)
         except ProcessLookupError:
             return "clean"
@@ -137,6 +141,24 @@ class Ender:
             raise _cannot_ask(instance, error) from error
         finally:
             os.close(pidfd)
+
+    async def _power_off(self, instance: Instance, timeout: float) -> str:
+        """As `stopping.ask_to_end`; "" if the VE has no poweroff(8), or could not run it."""
+        try:
+            async with asyncio.timeout(timeout):
+                # An init that is still coming up has not opened its pipe yet: poweroff fails until then.
+                while not await commands.power_off(self._parts, self._launcher, instance):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(instance.ended.wait(), _AGAIN)
+                await instance.ended.wait()
+        except TimeoutError:
+            return f"{timeout:g} s passed"
+        except (VemgrError, OSError) as error:
+            if instance.ended.is_set():
+                return "clean"
+            log.info("VE %s: poweroff cannot be run in it, so its init is sent a signal: %s", instance.name, error)
+            return ""
+        return "clean"
 
     async def _tidy(self, instance: Instance) -> None:
         """After the end of init. The kernel takes the link down together with the VE's network namespace."""

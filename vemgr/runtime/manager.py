@@ -13,7 +13,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,9 +24,8 @@ from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.plan import Plan
-from vemgr.core.privileges import effective
 from vemgr.kernel.cgroups import CgroupTree, readings
-from vemgr.runtime import stopping
+from vemgr.runtime import commands, stopping
 from vemgr.runtime.carrying import Carrying
 from vemgr.runtime.copies import Copies
 from vemgr.runtime.ending import Ender
@@ -319,17 +317,8 @@ class Manager:
         With the end of the `main` command of an ephemeral VE that VE goes."""
         instance = self.instances.get(name)
         check(name, instance.state, Verb.EXEC)
-        settings = instance.definition.settings
-        try:
-            cgroup_fd = self._parts.tree.open_for_exec(name)
-        except OSError as error:
-            raise SystemFailure(f"VE {name}: its cgroup cannot be entered: {error.strerror}") from error
-        try:
-            bounds = {"capabilities": effective(settings.capability)} if settings.capability else {}
-            return await self._launcher.exec(name, {**command, **bounds, "kind": "main" if main else "exec"}, cgroup_fd,
-                                             self._parts.filters.fd(settings.opened), status_fd, stdio)
-        finally:
-            os.close(cgroup_fd)
+        return await commands.run(self._parts, self._launcher, instance,
+                                  {**command, "kind": "main" if main else "exec"}, status_fd, stdio)
 
     async def discard(self, name: str) -> None:
         """Take away an ephemeral VE, whatever it is doing."""

@@ -34,6 +34,13 @@ def choose_init(definition: Definition, template: Template) -> tuple[str, ...]:
     return (template.init,)
 
 
+def powers_off(definition: Definition, template: Template) -> bool:
+    """Whether poweroff(8) in the VE ends it. These inits listen to a pipe of their own, which it writes to; what they
+    do at a signal, if anything, is up to an inittab(5) that few write for containers."""
+    init = choose_init(definition, template)
+    return bool(init) and init[0] == template.init and template.init_kind in ("sysvinit", "openrc")
+
+
 def stop_signal(definition: Definition, template: Template) -> signal.Signals | int:
     """How this init is asked to end the system: systemd(1) "SIGNALS", busybox init, sysvinit's power failure."""
     init = choose_init(definition, template)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.reboot import services
+
 PROJECT = Path(__file__).parents[3]
 
 
@@ -22,9 +24,18 @@ def test_there_has_been_a_reboot(notes):
 
 
 def test_ves_that_start_with_the_host_run_and_no_others(command, until):
-    until(lambda: command.list()["boots"]["state"] == "running", 60)
+    # `web` waits until those are up that it comes after.
+    until(lambda: "web" in command.list() and command.list()["web"]["state"] == "running", 240)
     assert {name: ve["state"] for name, ve in command.list().items()} == {
-        "first": "stopped", "boots": "running", "asked": "stopped", "idle": "stopped"}
+        "first": "stopped", "boots": "running", "asked": "stopped", "idle": "stopped",
+        **dict.fromkeys(services.NAMES, "running")}
+
+
+@pytest.mark.timeout(400)
+def test_services_serve_each_other_as_before(command, until):
+    until(lambda: command("exec", "web", "--", "systemctl", "is-system-running", "--wait", status=None,
+                          timeout=200).stdout == "running\n", 200, "the last of them is up")
+    assert services.answers(command, until) == services.WHOLE
 
 
 def test_definitions_and_data_are_kept(command, notes):

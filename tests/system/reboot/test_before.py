@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.reboot import services
+
 PROJECT = Path(__file__).parents[3]
 NOTES = Path("/root/before-reboot.json")
 WHEELS = Path("/opt/vemgr-wheels")
@@ -48,6 +50,34 @@ def test_quickstart_again_does_no_harm(command, figure):
     assert seconds < 60
 
 
+@pytest.mark.timeout(900)
+def test_services_serve_each_other_and_keep_their_data(command, until, systemctl, figure):
+    services.make(command)
+    began = time.monotonic()
+    command("start", "--all", timeout=400)
+    assert {name: command("exec", name, "--", "systemctl", "is-system-running", "--wait", timeout=200).stdout
+            for name in services.NAMES} == dict.fromkeys(services.NAMES, "running\n")
+    figure(f"three VEs with systemd were running after {time.monotonic() - began:.0f} s")
+    services.configure(command)
+    until(lambda: services.sql(command, "select 1", status=None) == "1\n", 120, "PostgreSQL answers")
+    services.sql(command, "create table words (word text)")
+    services.sql(command, "insert into words values (42)")
+    services.inside(command, "web", "redis-cli -h cache set word kept")
+    assert services.answers(command, until) == services.WHOLE
+
+    pids = services.pids(command)
+    systemctl("restart", "vemgr")
+    assert services.pids(command) == pids and services.answers(command, until) == services.WHOLE
+
+
+@pytest.mark.timeout(600)
+def test_services_stop_cleanly_in_their_time(command, until):
+    said = command("stop", *reversed(services.NAMES), timeout=400).stdout.splitlines()
+    assert sorted(said) == sorted(f"{name}: clean" for name in services.NAMES)
+    command("start", *services.NAMES, timeout=400)
+    assert services.answers(command, until) == services.WHOLE
+
+
 def test_ves_for_the_reboot(command):
     command("create", "boots", "--template", "host", "--on-boot", "yes", "--memory", "96M", "--pids", "40")
     command("create", "asked", "--template", "host", "--init", ORDERLY)
@@ -56,8 +86,9 @@ def test_ves_for_the_reboot(command):
     command("exec", "boots", "--", "sh", "-c", "echo kept >/root/file; sync")
     listed = command.list()
     assert {name: ve["state"] for name, ve in listed.items()} == {
-        "first": "running", "boots": "running", "asked": "running", "idle": "stopped"}
+        "first": "running", "boots": "running", "asked": "running", "idle": "stopped",
+        **dict.fromkeys(services.NAMES, "running")}
     definitions = {str(path): path.read_text() for path in sorted(Path("/var/lib/vemgr/ve").glob("*/*.toml"))}
-    assert len(definitions) == 4
+    assert len(definitions) == 7
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     NOTES.write_text(json.dumps({"boot": boot, "list": listed, "definitions": definitions}))
