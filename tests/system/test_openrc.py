@@ -22,8 +22,9 @@ def openrc(vemgr, module_ves):
 
 
 def up(ve, until):
-    until(lambda: ve.exec("runlevel", status=None).stdout == "N 2\n" and
-          "default" in ve.exec("rc-status", "--runlevel", status=None).stdout, 120, "OpenRC reaches its run level")
+    """init starts gettys when OpenRC has ended for its run level."""
+    until(lambda: ve.exec("pgrep", "-x", "getty", status=None).returncode == 0, 120, "OpenRC reaches its run level")
+    assert ve.exec("runlevel").stdout == "N 2\n"
 
 
 def test_it_boots_and_has_a_getty_on_its_console(openrc, vemgr, until):

@@ -77,6 +77,30 @@ def test_files_without_end(small, sized):
     run(small, sized, "rm -r /d && touch /works")
 
 
+def test_a_volume_has_a_size_for_all_that_have_it(small):
+    small("volume", "create", "data", "--size", "32M", "--inodes", "1000")
+    names = [small.create("--mount", "data:/data", "--network", "none") for _ in range(2)]
+    try:
+        small("start", *names)
+        assert run(small, names[1], "df -Pm /data | tail -1").stdout.split()[1] == "32"
+        run(small, names[0], "dd if=/dev/zero of=/data/one bs=1M count=20")
+        run(small, names[1], "dd if=/dev/zero of=/data/two bs=1M count=20", code=1)
+        run(small, names[1], "dd if=/dev/zero of=/elsewhere bs=1M count=1")
+        assert "are in use" in small("volume", "set", "data", "--size", "8M", code=6).stderr
+        small("volume", "set", "data", "--size", "64M")  # at once
+        run(small, names[1], "dd if=/dev/zero of=/data/two bs=1M count=20")
+        shown = small.json("volume", "show", "data")
+        assert shown["size"] == 64 * MIB and shown["inodes"] == 1000 and 40 * MIB <= shown["used"] < 48 * MIB
+        run(small, names[0], "chattr -p 0 /data/one 2>/dev/null || busybox chattr -p 0 /data/one", code=None)
+        assert small.json("volume", "show", "data")["used"] >= 40 * MIB
+    finally:
+        small("destroy", "--force", *names)
+    small("volume", "remove", "data")
+    small("volume", "create", "again")  # gets the project of the other, and nothing of it
+    assert small.json("volume", "show", "again")["size"] is None
+    small("volume", "remove", "again")
+
+
 def test_a_neighbour_does_not_feel_it(small, sized):
     other = small.create("--disk", "32M", "--network", "none")
     small("start", other)

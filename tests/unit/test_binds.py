@@ -9,16 +9,18 @@ import pytest
 from tests.unit.test_plan import DEBIAN, WEB1, plan_of
 from vemgr.core.binds import MOST_BINDS, BindMount, parse_binds, show_binds
 from vemgr.core.config import Settings, parse_settings, show_settings
-from vemgr.core.errors import BadValue
+from vemgr.core.errors import BadValue, VolumeNotFound
 from vemgr.core.plan import Bind, Network, Plan, WriteFile
 from vemgr.runtime.binding import bind_operations
 from vemgr.runtime.planning import make_plan
+from vemgr.runtime.volumes import Volumes
 
 
 @pytest.mark.parametrize(("text", "found"), [
     ("/srv/a:/a", [BindMount("/srv/a", "/a")]),
     ("/srv/a/:/a/:ro", [BindMount("/srv/a", "/a", read_only=True)]),
     ("/c:/x/y /b:/x-y /a:/x", [BindMount("/a", "/x"), BindMount("/c", "/x/y"), BindMount("/b", "/x-y")]),
+    ("data:/a b-1:/b:ro", [BindMount("data", "/a"), BindMount("b-1", "/b", read_only=True)]),
     ("/a:/process", [BindMount("/a", "/process")]), ("/a:/run/a", [BindMount("/a", "/run/a")]),
     ("none", []), ("", []),
 ])
@@ -30,8 +32,9 @@ def test_what_is_read_is_shown_again(text, found):
 
 
 @pytest.mark.parametrize("text", [
-    "/a", "a:/b", "/a:b", "/a:/b:rw", "/a:/b:ro:ro", ":/b", "/a:", "/:/b", "/a:/", "/a/../b:/c", "/a:/b/../c",
+    "/a", "/a:b", "/a:/b:rw", "/a:/b:ro:ro", ":/b", "/a:", "/:/b", "/a:/", "/a/../b:/c", "/a:/b/../c",
     "/a//b:/c", "/./a:/c", "/a:/proc", "/a:/proc/sys", "/a:/sys/fs", "/a:/dev/x", "none /a:/b", "/a:/b /c:/b",
+    "a:b", "A:/b", "a/c:/b", ".:/b", "..:/b", "-a:/b",
     "/\u200ba:/b", "/a:/" + 1024 * "b", "/\udcff:/b", " ".join(f"/a:/{number}" for number in range(MOST_BINDS + 1)),
 ])
 def test_refused(text):
@@ -51,7 +54,8 @@ def tree(tmp_path):
 
 
 def operations(tree, source, target="/a"):
-    return bind_operations((BindMount(str(source), target),), (f"{tree}/state", "/proc/self"))
+    return bind_operations((BindMount(str(source), target),), (f"{tree}/state", "/proc/self"),
+                           Volumes(f"{tree}/state/volumes"))
 
 
 def test_sources(tree):
@@ -70,10 +74,20 @@ def test_sources_refused(tree, name, why):
     assert refused.value.facts["field"] == "mount"
 
 
+def test_volumes_are_below_the_state_directory_and_not_refused_for_it(tree):
+    with pytest.raises(VolumeNotFound):
+        operations(tree, "data")
+    (tree / "state/volumes/data").mkdir(parents=True)
+    assert operations(tree, "data") == (Bind(f"{tree}/state/volumes/data", "a", directory=True),)
+    (tree / "state/volumes/link").symlink_to(tree / "data")
+    with pytest.raises(VolumeNotFound):
+        operations(tree, "link")
+
+
 def test_a_symlinked_state_directory_is_found(tree):
     (tree / "state-link").symlink_to("state")
     with pytest.raises(BadValue, match="vemgr's own"):
-        bind_operations((BindMount(f"{tree}/state/ve", "/a"),), (f"{tree}/state-link",))
+        bind_operations((BindMount(f"{tree}/state/ve", "/a"),), (f"{tree}/state-link",), Volumes("/nowhere"))
 
 
 def test_the_plan_mounts_after_all_files_are_written():

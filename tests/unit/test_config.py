@@ -12,13 +12,13 @@ from vemgr.core.config import (
     Definition,
     Settings,
     changed,
-    check_name,
     parse_settings,
     show_settings,
     wished_links,
 )
 from vemgr.core.errors import BadParameter, BadValue, VemgrError
 from vemgr.core.links import Link
+from vemgr.core.names import check_name
 
 #: A value of each setting that is not the default, as a user writes it.
 OTHER = {

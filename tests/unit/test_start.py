@@ -41,6 +41,7 @@ from vemgr.runtime.reconcile import adopt
 from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
 from vemgr.runtime.views import Views
+from vemgr.runtime.volumes import Volumes
 
 STEPS = ["limits.check", "templates.show", "networking.prepare", "networking.check_addresses", "tree.create",
          "tree.open", "devices.attach", "limits.apply", "networking.connect", "launcher.start"]
@@ -89,7 +90,8 @@ class World:
             filters=SimpleNamespace(fd=lambda _allow: -1), disks=Disks(f"{directory}/state/ve"),
             promises=Promises(config.scheduler, 4000, 8 << 30),
             file_jobs=FileJobs(f"{directory}/run"), journal=Journal(), counters=Counters(Journal()),
-            views=Views("off", "/nowhere", str(directory)), profiles=Profiles("/nowhere"))
+            views=Views("off", "/nowhere", str(directory)), profiles=Profiles("/nowhere"),
+            volumes=Volumes("/nowhere"))
         for name, result in (("prepare", None), ("check_addresses", None), ("connect", ([], loopback_messages())),
                              ("disconnect", None)):
             setattr(self.parts.networking, name, self.later(f"networking.{name}", result))

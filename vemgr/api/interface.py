@@ -237,6 +237,15 @@ class Profile(TypedDict):
     error: str
 
 
+class VolumeInfo(TypedDict):
+    name: str
+    size: int | None
+    inodes: int | None
+    used: int | None
+    files: int | None
+    users: list[str]
+
+
 class Service(Protocol):
     """What serves the interface: the daemon's composition root."""
 
@@ -274,6 +283,11 @@ class Service(Protocol):
     def events(self, name: str, since: float, follow: bool, after: int) -> AsyncIterator[list[dict[str, Any]]]: ...
     async def host(self) -> dict[str, Any]: ...
     async def profiles(self) -> list[dict[str, Any]]: ...
+    async def volumes(self) -> list[dict[str, Any]]: ...
+    async def volume(self, name: str) -> dict[str, Any]: ...
+    async def create_volume(self, name: str, size: str | None, inodes: str | None) -> None: ...
+    async def set_volume(self, name: str, size: str | None, inodes: str | None) -> None: ...
+    async def remove_volume(self, name: str) -> None: ...
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
     def fitting(self, cpus: str, memory: str) -> dict[str, Any]: ...
@@ -568,6 +582,32 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         """The administrator's profiles: settings that Create, Set and Run copy where the setting "profile" names them.
         One that cannot be used has an error instead."""
         return await self._service.profiles()  # type: ignore[return-value]
+
+    @varlinkmethod(return_parameter="volumes")
+    async def ListVolumes(self) -> list[VolumeInfo]:
+        """Directories that VEs mount and that outlive them: what all in each may take and takes, in bytes and in files,
+        null where there is no limit or nothing is counted, and the VEs whose setting "mount" names it."""
+        return await self._service.volumes()  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def ShowVolume(self, *, name: str) -> VolumeInfo:
+        """As ListVolumes, of one."""
+        return await self._service.volume(name)  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def CreateVolume(self, *, name: str, size: str | None = None, inodes: str | None = None) -> None:
+        """Make a volume. `size` as "10G"; a limit needs project quotas in the file system of the state directory."""
+        await self._service.create_volume(name, size, inodes)
+
+    @varlinkmethod
+    async def SetVolume(self, *, name: str, size: str | None = None, inodes: str | None = None) -> None:
+        """Change what a volume may take, "unlimited" for no limit; what is not given stays. At once."""
+        await self._service.set_volume(name, size, inodes)
+
+    @varlinkmethod
+    async def RemoveVolume(self, *, name: str) -> None:
+        """Remove a volume that no VE has, with all that is in it."""
+        await self._service.remove_volume(name)
 
     @varlinkmethod
     async def RestoreNetwork(self) -> None:

@@ -40,6 +40,10 @@ def templates(context: click.Context, _parameter: click.Parameter, incomplete: s
             if found["name"].startswith(incomplete)]
 
 
+def volumes(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [found["name"] for found in _ask(context, "ListVolumes", "volumes") if found["name"].startswith(incomplete)]
+
+
 def networks(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     known = [found["name"] for found in _ask(context, "GetHost", "networks")]
     return [name for name in [*known, "none"] if known and name.startswith(incomplete)]

@@ -28,6 +28,7 @@ from vemgr.cli.scheduler import scheduler
 from vemgr.cli.stats import stats
 from vemgr.cli.templates import template
 from vemgr.cli.top import top
+from vemgr.cli.volumes import volume
 from vemgr.core.config import SETTINGS
 from vemgr.core.errors import VemgrError
 
@@ -83,6 +84,7 @@ cli.add_command(scheduler)
 cli.add_command(stats)
 cli.add_command(template)
 cli.add_command(top)
+cli.add_command(volume)
 cli.add_command(clone)
 cli.add_command(edit)
 cli.add_command(export)

@@ -27,6 +27,7 @@ from vemgr.core.links import (
     show_links,
     show_publications,
 )
+from vemgr.core.names import LABEL, check_name
 from vemgr.core.privileges import (
     ADDABLE,
     FEATURES,
@@ -43,7 +44,6 @@ from vemgr.core.restarting import Policy
 from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _BURST = re.compile(r"0|(\d{1,7})(ms|us)", re.ASCII)
 _LONGEST_TEXT = 500
@@ -258,7 +258,7 @@ def parse_profiles(field_: str, text: str) -> tuple[str, ...]:
     if words == ("none",):
         return ()
     for word in words:
-        if not _LABEL.fullmatch(word):  # it becomes the name of a file
+        if not LABEL.fullmatch(word):  # it becomes the name of a file
             raise BadValue(field_, word[:80], "a name has at most 63 characters a-z, 0-9 and '-'")
     return words
 
@@ -308,8 +308,8 @@ SETTINGS: tuple[Setting, ...] = (
             "how fast each link may be in bit/s, 10M, or 100M:in and 10M:out; may be given again; 'unlimited' for no "
             "limit", repeatable=True),
     Setting("mount", "SRC:DST[:ro]", parse_binds, show_binds,
-            "directory or file of the host that is seen as DST in the VE, with 'ro' only for reading; may be given "
-            "again; 'none' for none", live=False, repeatable=True),
+            "directory or file of the host, or volume, that is seen as DST in the VE, with 'ro' only for reading; may "
+            "be given again; 'none' for none", live=False, repeatable=True),
     Setting("hostname", "NAME", _parse_hostname, lambda value: value or "", "host name inside (the VE's name)",
             live=False),
     Setting("init", "COMMAND", _parse_init, shlex.join,
@@ -457,11 +457,3 @@ class Definition:
     @property
     def hostname(self) -> str:
         return self.settings.hostname or self.name
-
-
-def check_name(name: str) -> str:
-    """A VE's name is a DNS label, so it is safe as a path component, a cgroup and a host name."""
-    if not _LABEL.fullmatch(name):
-        raise BadValue("name", name[:80], "a name has 1 to 63 characters a-z, 0-9 and '-', and begins and ends with "
-                       "a letter or digit")
-    return name

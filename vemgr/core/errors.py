@@ -153,6 +153,29 @@ class TemplateInUse(RefusedError):
         )
 
 
+class VolumeNotFound(RefusedError):
+    exit_code = 92
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"volume {name} not found", remedy="'vemgr volume create' makes it", volume=name)
+
+
+class VolumeExists(RefusedError):
+    exit_code = 44
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"volume {name} exists already", remedy="choose another name", volume=name)
+
+
+class VolumeInUse(RefusedError):
+    exit_code = 9
+
+    def __init__(self, name: str, users: list[str]) -> None:
+        super().__init__(f"volume {name} is in use by {', '.join(users)}",
+                         remedy="take it out of their setting 'mount', and stop those that run with it",
+                         volume=name)
+
+
 class TemplateUnusable(FailedError):
     """An archive was refused, or a template lacks what a VE needs; facts name the entry."""
 

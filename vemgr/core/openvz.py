@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vemgr.core.config import check_name, parse_settings
+from vemgr.core.config import parse_settings
 from vemgr.core.errors import BadValue, VemgrError
+from vemgr.core.names import check_name
 from vemgr.core.privileges import ADDABLE, CAPABILITIES, FEATURE_DEVICES, NOT_ADDABLE, NOT_REMOVABLE
 from vemgr.core.resources import UNLIMITED, format_cpus, format_size
 

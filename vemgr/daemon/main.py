@@ -59,6 +59,7 @@ from vemgr.runtime.scheduling.policy import in_force
 from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.runtime.store import Store, storage_errors
 from vemgr.runtime.views import Views
+from vemgr.runtime.volumes import Volumes
 from vemgr.runtime.workers import started_pool
 from vemgr.templates.store import Templates
 
@@ -285,7 +286,7 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
         disks=Disks(data), promises=Promises(scheduler, *host_resources()),
         limits=Limits(tree, data, scheduler), devices=DevicePolicy(), networking=Networking(config),
-        profiles=Profiles(config.profiles_dir),
+        profiles=Profiles(config.profiles_dir), volumes=Volumes(f"{config.state_dir}/volumes"),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),
         journal=journal, counters=Counters(journal),

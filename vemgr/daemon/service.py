@@ -50,6 +50,21 @@ class DaemonService:
     async def profiles(self) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._parts.profiles.list)
 
+    async def volumes(self) -> list[dict[str, Any]]:
+        return await self._manager.volumes.list()
+
+    async def volume(self, name: str) -> dict[str, Any]:
+        return await self._manager.volumes.show(name)
+
+    async def create_volume(self, name: str, size: str | None, inodes: str | None) -> None:
+        await self._manager.volumes.create(name, size, inodes)
+
+    async def set_volume(self, name: str, size: str | None, inodes: str | None) -> None:
+        await self._manager.volumes.set(name, size, inodes)
+
+    async def remove_volume(self, name: str) -> None:
+        await self._manager.volumes.remove(name)
+
     async def plan(self, name: str) -> list[str]:
         return (await self._manager.plan(name)).describe()
 

@@ -46,17 +46,16 @@ def set_limits(fd: int, project: int, size: int, inodes: int) -> None:
     _quotactl(fd, _Q_XSETQLIM, project, ctypes.create_string_buffer(wanted, len(wanted)))
 
 
+def limits(fd: int, project: int) -> tuple[int, int]:
+    """Bytes and inodes that a project may have; 0 is no limit. Raises `OSError`."""
+    size, inodes = _found(fd, project)[4:7:2]
+    return size * _SECTOR, inodes
+
+
 def usage(fd: int, project: int) -> tuple[int, int]:
     """Bytes and inodes that a project has. Raises `OSError`."""
-    found = ctypes.create_string_buffer(_DISK_QUOTA.size)
-    try:
-        _quotactl(fd, _Q_XGETQUOTA, project, found)
-    except OSError as error:
-        if error.errno == errno.ENOENT:  # it has never had anything
-            return 0, 0
-        raise
-    fields = _DISK_QUOTA.unpack(found)
-    return fields[8] * _SECTOR, fields[9]
+    size, inodes = _found(fd, project)[8:10]
+    return size * _SECTOR, inodes
 
 
 def assign(path: str, project: int) -> None:
@@ -83,6 +82,17 @@ def _directory(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _found(fd: int, project: int) -> tuple[int, ...]:
+    """A struct fs_disk_quota: its fields 4 and 6 are the hard limits of blocks and inodes, 8 and 9 what is used."""
+    buffer = ctypes.create_string_buffer(_DISK_QUOTA.size)
+    try:
+        _quotactl(fd, _Q_XGETQUOTA, project, buffer)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # it has never had anything
+            raise
+    return _DISK_QUOTA.unpack(buffer)
 
 
 def _attributes(fd: int) -> bytes:

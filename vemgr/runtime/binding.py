@@ -9,16 +9,19 @@ import stat
 from vemgr.core.binds import BindMount
 from vemgr.core.errors import BadValue
 from vemgr.core.plan import Bind
+from vemgr.runtime.volumes import Volumes
 
 _KINDS = {stat.S_IFDIR: True, stat.S_IFREG: False, stat.S_IFSOCK: False}
 
 
-def bind_operations(binds: tuple[BindMount, ...], own: tuple[str, ...]) -> tuple[Bind, ...]:
-    """Raises `BadValue` for a source that is not there or must not be seen in a VE. `own`: vemgr's own directories.
+def bind_operations(binds: tuple[BindMount, ...], own: tuple[str, ...], volumes: Volumes) -> tuple[Bind, ...]:
+    """Raises `BadValue` for a source that is not there or must not be seen in a VE, and `VolumeNotFound`. `own`:
+    vemgr's own directories.
 
     It asks the file system of the source, which may hang.
     """
-    return tuple(_operation(bind, own) for bind in binds)
+    return tuple(Bind(volumes.path(bind.volume), bind.target.lstrip("/"), True, bind.read_only) if bind.volume
+                 else _operation(bind, own) for bind in binds)
 
 
 def _operation(bind: BindMount, own: tuple[str, ...]) -> Bind:

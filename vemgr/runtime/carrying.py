@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from vemgr.core.config import DEFAULTS, Definition, Settings, check_name, parse_settings, show_settings
+from vemgr.core.config import DEFAULTS, Definition, Settings, parse_settings, show_settings
 from vemgr.core.errors import (
     AddressInUse,
     ExportUnusable,
@@ -27,6 +27,7 @@ from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.links import Link, parse_links, show_links
+from vemgr.core.names import check_name
 from vemgr.files.bundle import Manifest
 from vemgr.runtime.disks import Storage
 from vemgr.runtime.images import Images

@@ -8,13 +8,14 @@ import logging
 from dataclasses import asdict, replace
 from typing import Any
 
-from vemgr.core.config import Definition, Settings, check_name
+from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import VEExists
 from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template, check_template_name
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.links import Link
+from vemgr.core.names import check_name
 from vemgr.runtime.carrying import made, where
 from vemgr.runtime.instances import Instances, Parts
 from vemgr.runtime.launcher import Launcher

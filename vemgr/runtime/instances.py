@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from vemgr.core.config import Definition, Settings, check_name
+from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import Locked, NoSuchVE
 from vemgr.core.host import HostConfig
 from vemgr.core.lifecycle import State, Verb
+from vemgr.core.names import check_name
 from vemgr.core.restarting import Restarts
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.devices import DevicePolicy
@@ -30,6 +31,7 @@ from vemgr.runtime.profiles import Profiles
 from vemgr.runtime.scheduling.promises import Promises
 from vemgr.runtime.store import Store
 from vemgr.runtime.views import Views
+from vemgr.runtime.volumes import Volumes
 from vemgr.templates.store import Templates
 
 NEVER = -1e9  # of a monotonic clock
@@ -80,6 +82,7 @@ class Parts:
     counters: Counters
     views: Views
     profiles: Profiles
+    volumes: Volumes
     template_verbs: TemplateVerbs = field(default_factory=TemplateVerbs)
     # For what may take minutes, apart from the threads of everyday work and from each other: an import may wait for
     # ever for a client that writes nothing, and no destroy may wait for it.

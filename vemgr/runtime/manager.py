@@ -17,12 +17,13 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vemgr.core.config import DEFAULTS, Definition, changed, check_name, parse_settings, show_settings
+from vemgr.core.config import DEFAULTS, Definition, changed, parse_settings, show_settings
 from vemgr.core.errors import ConsoleInUse, Locked, NoSuchVE, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
+from vemgr.core.names import check_name
 from vemgr.core.plan import Plan
 from vemgr.kernel.cgroups import CgroupTree, readings
 from vemgr.runtime import commands, stopping
@@ -43,6 +44,7 @@ from vemgr.runtime.store import storage_errors
 from vemgr.runtime.subids import foreign_ranges
 from vemgr.runtime.transfers import Transfers
 from vemgr.runtime.view_refresh import ViewRefresh
+from vemgr.runtime.volume_verbs import VolumeVerbs
 from vemgr.templates.store import utc_now
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Manager:
         self._balancer = Balancer(parts, self._ender.in_background)
         self.loop = ControlLoop(parts, self.instances, self._balancer)
         self.policy = PolicySwitch(parts, self.instances)
+        self.volumes = VolumeVerbs(parts, self.instances, self.purge)
         self.order = Order(self.instances, self.start, self._stop, self._ender.in_background,
                            parts.config.start_parallel, parts.config.stop_deadline)
 

@@ -71,15 +71,8 @@ class Quotas:
         name, settings = definition.name, definition.settings
         with storage_errors(f"limit the disk of VE {name}"):
             with self._opened() as fd:
-                size, inodes = quota.usage(fd, definition.id_base)
-            if settings.disk is not None and size > settings.disk:
-                raise LimitNotReached(f"the disk of VE {name} cannot be made as small as {format_size(settings.disk)}: "
-                                      f"{format_size(size)} are in use; it is as it was", field="disk",
-                                      remedy="delete files in it first", wanted=settings.disk)
-            if settings.inodes is not None and inodes > settings.inodes:
-                raise LimitNotReached(f"the disk of VE {name} cannot have as few as {settings.inodes} inodes: {inodes} "
-                                      "are in use; it is as it was", field="inodes",
-                                      remedy="delete files in it first", wanted=settings.inodes)
+                used = quota.usage(fd, definition.id_base)
+            check_room(f"the disk of VE {name}", used, settings.disk, settings.inodes, "disk")
             self.limit(definition.id_base, settings)
 
     def clear(self, project: int) -> None:
@@ -94,3 +87,13 @@ class Quotas:
             yield fd
         finally:
             os.close(fd)
+
+
+def check_room(what: str, used: tuple[int, int], size: int | None, inodes: int | None, field: str) -> None:
+    """Raises `LimitNotReached` for limits below what is there; `field` is the one of the size."""
+    if size is not None and used[0] > size:
+        raise LimitNotReached(f"{what} cannot be made as small as {format_size(size)}: {format_size(used[0])} are in "
+                              "use; it is as it was", field=field, remedy="delete files in it first", wanted=size)
+    if inodes is not None and used[1] > inodes:
+        raise LimitNotReached(f"{what} cannot have as few as {inodes} inodes: {used[1]} are in use; it is as it was",
+                              field="inodes", remedy="delete files in it first", wanted=inodes)

@@ -8,9 +8,9 @@ import contextlib
 import logging
 from dataclasses import replace
 
-from vemgr.core.config import check_name
 from vemgr.core.errors import TemplateNotFound, VemgrError
 from vemgr.core.lifecycle import State
+from vemgr.core.names import check_name
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
@@ -36,7 +36,7 @@ def load_definitions(manager: Manager, parts: Parts) -> None:
 def sweep(manager: Manager, parts: Parts) -> None:
     """Remove what interrupted operations have left, in the background: it may be much."""
     parts.logs.sweep(parts.store.names())
-    for gone in parts.store.leftovers():
+    for gone in (*parts.store.leftovers(), *parts.volumes.leftovers()):
         log.warning("removing what an interrupted operation has left: %s", gone)
         manager.in_background(manager.purge(gone))
     for name in parts.templates.sweep():

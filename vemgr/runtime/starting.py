@@ -70,11 +70,11 @@ class Starter:
                          devices=await self.devices(definition.settings))
 
     async def binds(self, settings: Settings) -> tuple[Bind, ...]:
-        """Raises `BadValue` for what must not be mounted in a VE."""
+        """Raises `BadValue` for what must not be mounted in a VE, and `VolumeNotFound`."""
         if not settings.mount:
             return ()
         own = (self._parts.config.state_dir, self._parts.config.run_dir)
-        return await asyncio.to_thread(bind_operations, settings.mount, own)  # a network file system may hang
+        return await asyncio.to_thread(bind_operations, settings.mount, own, self._parts.volumes)  # may hang: NFS
 
     async def devices(self, settings: Settings) -> tuple[Operation, ...]:
         """Raises `BadValue` for a device that must not be given to a VE."""

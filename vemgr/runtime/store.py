@@ -20,10 +20,11 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import ParseError
 
-from vemgr.core.config import Definition, check_name, parse_settings, show_settings
+from vemgr.core.config import Definition, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
 from vemgr.core.ids import ID_COUNT
 from vemgr.core.links import Link, parse_address, parse_links, show_links
+from vemgr.core.names import check_name
 from vemgr.kernel.durable import make_directories, rename_durably, replace_file, unfinished
 from vemgr.kernel.quota import assign
 from vemgr.kernel.removal import remove_tree
