@@ -3,13 +3,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import eventually
+from tests.chance import seed
+from tests.kernel.conftest import ROOT, eventually
 from vemgr.compare import schema
 
 WORKS = ("syscall", "start", "request", "between")
@@ -82,6 +85,18 @@ def test_an_update_by_a_new_template_leaves_none(fresh, output):
     assert report.values("update.each-disk", "ve")[0] > 4 * size and report.values("update.shared-disk", "ve")[0] > size
     assert report.values("update.each", "ve")[0] > 0 < report.values("update.shared", "ve")[0]
     assert {template["name"] for template in fresh.json("template", "list")} == before
+
+
+def test_nothing_stays_of_a_run_that_is_killed_at_any_moment(can_run_ves):
+    """Two moments of one work in one column, by chance; `python -m tests.kills` has all of them."""
+    works = ("start", "between", "fsync", "density")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kills", "--sample", "1", "--points", "2", "--seed", str(seed("kills")),
+         "--driver", "ve", "--driver", "host", "--driver", "lxc", "--driver", "runc",
+         *(word for work in works for word in ("--workload", work))],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=280)
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize(("options", "code", "words"), [

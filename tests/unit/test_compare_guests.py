@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vemgr.compare import marked
 from vemgr.compare.driver import CommandTimedOut, Context, DriverFailed, Resources
 from vemgr.compare.guests import accelerator, connection, domain, image, initrd, kernel, network, serial
 from vemgr.compare.guests.accelerator import Verdict
@@ -249,7 +250,7 @@ def guest(tmp_path):
     port.close()
 
 
-def test_a_conversation(guest, monkeypatch):
+def test_a_conversation(guest, monkeypatch, tmp_path):
     # As anybody: without the change of the root directory.
     monkeypatch.setattr(serial, "script", lambda argv, mark: f"VEMGR_COMPARE={mark} exec {serial.shlex.join(argv)}\n")
     data = bytes(range(256)) * 300
@@ -264,6 +265,16 @@ def test_a_conversation(guest, monkeypatch):
     assert guest.run(["true"], timeout=20).code == 0
     server.stop()
     server.stop()
+
+    # Without the mark, as nginx and redis are when they have written what they do over it.
+    pid = tmp_path / "pid"
+    server = guest.spawn(["env", "-i", "sh", "-c", f"sleep 1000 & echo $! >{pid}.new; mv {pid}.new {pid}; wait"])
+    deadline = time.monotonic() + 20
+    while not pid.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.stop()
+    assert not marked.alive(int(pid.read_text()))
 
 
 def test_a_guest_that_goes_is_told():

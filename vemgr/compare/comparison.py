@@ -106,13 +106,15 @@ def compare(wish: Wish, context: Context, root: Path, progress: Progress) -> Rep
 
 
 def clean(context: Context, progress: Progress) -> None:
-    """What runs that were killed have left, of all drivers."""
+    """What runs that were killed have left, of all drivers. What cannot be removed stays in the journal and is said."""
     for name in drivers.NAMES:
-        with contextlib.suppress(VemgrError, ImportError):
+        try:
             driver = drivers.driver(name, context)
             for removed in driver.clean():
                 progress.say(f"removed, of a run that was killed: {removed}")
             driver.close()
+        except (VemgrError, OSError, ImportError) as error:
+            progress.say(f"{name}: what a run that was killed has left cannot be removed: {error}")
 
 
 @contextlib.contextmanager

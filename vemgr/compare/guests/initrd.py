@@ -62,13 +62,24 @@ exec 3<>{PORT}
 lock() {{ while ! $b mkdir /t/lock 2>/dev/null; do $b usleep 1000; done; }}
 unlock() {{ $b rmdir /t/lock; }}
 say() {{ lock; echo "$@" >&3; unlock; }}
+# SESSION PROCESS: servers write over their environment, to show their state in the list of processes.
+in_session() {{
+    read -r line 2>/dev/null <"$2/stat" || return 1
+    set -- "$1" ${{line##*) }}
+    [ "$2" != Z ] && [ "$5" = "$1" ]
+}}
+# MARK COMMAND
 marked() {{
+    session=$($b cat "/t/$2.sid" 2>/dev/null)
     for each in /proc/[0-9]*; do
-        $b tr '\\0' '\\n' <$each/environ 2>/dev/null | $b grep -q "^VEMGR_COMPARE=$1" && echo "${{each#/proc/}}"
+        if in_session "$session" "$each" ||
+            $b tr '\\0' '\\n' <$each/environ 2>/dev/null | $b grep -q "^VEMGR_COMPARE=$1"; then
+            echo "${{each#/proc/}}"
+        fi
     done
 }}
 say ready
-while read -r verb one two <&3; do
+while read -r verb one two three <&3; do
     case $verb in
     put)
         $b dd bs="$two" count=1 iflag=fullblock <&3 >>"/t/$one" 2>/dev/null
@@ -94,7 +105,7 @@ while read -r verb one two <&3; do
         ;;
     kill)
         count=0
-        for pid in $(marked "$two"); do
+        for pid in $(marked "$two" "$three"); do
             $b kill -"$one" "$pid" 2>/dev/null && count=$((count + 1))
         done
         say "killed $count"

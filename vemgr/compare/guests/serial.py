@@ -100,7 +100,7 @@ class Runner:
         except BaseException as error:
             # Ctrl-C may have come in the middle of an answer, after which the conversation is lost.
             if isinstance(error, TimeoutError):
-                self._kill("KILL", mark)
+                self._kill("KILL", mark, identifier)
                 self._end(identifier, time.monotonic() + _PATIENCE)
                 raise timed_out(self._name, argv, timeout) from None
             raise
@@ -110,13 +110,13 @@ class Runner:
         mark = new_mark()
         identifier = self._command(argv, mark, b"")
         self._ask(f"spawn {identifier}", "ok")
-        return SpawnedInGuest(self, mark)
+        return SpawnedInGuest(self, mark, identifier)
 
-    def end(self, mark: str) -> None:
-        """Ask, after a while kill, until nobody bears the mark."""
+    def end(self, mark: str, identifier: str) -> None:
+        """Ask, after a while kill, until nobody bears the mark or is of the session."""
         deadline = time.monotonic() + _GRACE
         signal = "TERM"
-        while self._kill(signal, mark):
+        while self._kill(signal, mark, identifier):
             time.sleep(0.05)
             signal = "KILL" if time.monotonic() > deadline else "0"
 
@@ -126,7 +126,7 @@ class Runner:
     def _command(self, argv: Sequence[str], mark: str, data: bytes) -> str:
         self._ids += 1
         identifier = f"c{self._ids}"
-        self._put(identifier, script(argv, mark).encode("utf-8", "surrogateescape"))
+        self._put(identifier, f"echo $$ >$0.sid\n{script(argv, mark)}".encode("utf-8", "surrogateescape"))
         self._put(f"{identifier}.in", data)
         return identifier
 
@@ -136,8 +136,8 @@ class Runner:
             self._port.send(f"put {name} {len(chunk)}\n".encode() + chunk)
             self._await("ok")
 
-    def _kill(self, signal: str, mark: str) -> int:
-        return int(self._ask(f"kill {signal} {mark}", "killed")[0])
+    def _kill(self, signal: str, mark: str, identifier: str) -> int:
+        return int(self._ask(f"kill {signal} {mark} {identifier}", "killed")[0])
 
     def _ask(self, request: str, answer: str) -> list[str]:
         self._port.send(f"{request}\n".encode())
@@ -172,11 +172,11 @@ class Runner:
 class SpawnedInGuest:
     """A command that goes on."""
 
-    def __init__(self, runner: Runner, mark: str) -> None:
-        self._runner, self._mark = runner, mark
+    def __init__(self, runner: Runner, mark: str, identifier: str) -> None:
+        self._runner, self._mark, self._identifier = runner, mark, identifier
 
     def stop(self) -> None:
-        self._runner.end(self._mark)
+        self._runner.end(self._mark, self._identifier)
 
 
 def script(argv: Sequence[str], mark: str) -> str:
