@@ -24,9 +24,12 @@ def build(root: Path, directory: Path) -> Path:
         for old in directory.glob("*.ext4*"):
             old.unlink()
         new = path.with_name(f"{path.name}.new")
-        command("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-m", "0", "-E", "nodiscard,lazy_itable_init=1",
-                str(new), f"{(size + _SPARE) // 1024}k", timeout=1200)
-        new.rename(path)
+        try:
+            command("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-m", "0", "-E",
+                    "nodiscard,lazy_itable_init=1", str(new), f"{(size + _SPARE) // 1024}k", timeout=1200)
+            new.rename(path)
+        finally:
+            new.unlink(missing_ok=True)  # of a disk that is full it is what has filled it
     return path
 
 
