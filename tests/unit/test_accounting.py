@@ -32,6 +32,9 @@ class Tree:
     def __init__(self, base):
         self.base = str(base)
 
+    def path(self, ve):
+        return f"{self.base}/{ve}"
+
     def __getitem__(self, ve):
         return VECgroup(SimpleNamespace(full_path=f"{self.base}/{ve}".encode()))
 

@@ -22,7 +22,7 @@ class Host:
     def __init__(self, controllers=("cpu", "memory")):
         self.weights, self.written, self.protected, self.slow = {}, [], [], lambda: None
         self.limits = SimpleNamespace(controllers=frozenset(controllers), write_cpu_weights=self.write,
-                                      protect=self.protected.append)
+                                      protect=lambda amount, group: self.protected.append((group, amount)))
         self.promises = Promises(parse_scheduler({"reserve-cpus": "0%/0/0"}), 2000, 8 * GIB)
         self.tasks = []
         self.balancer = Balancer(self, lambda work: self.tasks.append(asyncio.ensure_future(work)))
@@ -130,14 +130,14 @@ def test_a_new_daemon_writes_what_it_finds():
     host = Host()
     host.weights = {"a": 4711}  # left by one that has died
     play(host, lambda: host.promises.adopt("a", parse_settings({"cpu-weight": "50"})))
-    assert host.weights == {"a": 50} and host.protected == [0]
+    assert host.weights == {"a": 50} and host.protected == [("", 0)]
 
 
 def test_memory_is_protected_above_the_ves():
     host = Host()
     play(host, lambda: host.start("a", memory_guarantee="1G"), lambda: host.start("b", memory_guarantee="512M"),
          lambda: host.start("c"), lambda: host.stop("a"), lambda: host.stop("b"))
-    assert host.protected == [GIB, 3 * GIB // 2, GIB // 2, 0]
+    assert host.protected == [("", amount) for amount in (GIB, 3 * GIB // 2, GIB // 2, 0)]
 
 
 def test_without_controllers_nothing_is_tried():

@@ -22,12 +22,13 @@ from vemgr.core.config import SETTINGS
 from vemgr.core.errors import BadValue, Unreachable
 
 VES = [
-    {"name": "db", "state": "stopped", "template": "debian-12", "address": "", "address6": "",
+    {"name": "db", "group": "", "state": "stopped", "template": "debian-12", "address": "", "address6": "",
      "publish": [], "pid": 0, "verb": ""},
-    {"name": "web1", "state": "running", "template": "host", "address": "10.77.0.2", "address6": "",
+    {"name": "web1", "group": "", "state": "running", "template": "host", "address": "10.77.0.2", "address6": "",
      "publish": [], "pid": 4711, "verb": ""},
 ]
-DETAILS = {**VES[1], "hostname": "web1", "idBase": 1879048192, "created": "2024-01-01", "ready": True,
+DETAILS = {**VES[1], "hostname": "web1", "cgroup": "/sys/fs/cgroup/vemgr/ve/web1",
+           "idBase": 1879048192, "created": "2024-01-01", "ready": True,
            "lastExit": "exited with 1", "restarts": 0, "restartIn": -1, "givenUp": False,
            "ephemeral": False, "settings": {"cpus": "1.5", "memory": "64M", "hostname": "", "pids": "unlimited"},
            "inForce": {"cpus": "1.5", "memory": "128M"}, "usage": {"memory_current": 4096, "pids_current": 2,
@@ -174,8 +175,9 @@ def test_what_fits(daemon, run):
 ])
 def test_explain(daemon, run, state, value, text):
     share = {"resource": "cpus", "guarantee": "0", "limit": "1", "weight": 100, "entitled": "0.5", "used": ""}
-    daemon.answers["Explain"] = {"name": "web1", "state": state, "policy": "balanced", "shares": [share], "knobs": [
-        {"file": "cpu.max", "value": value, "wanted": "100 100000", "reason": "why"}],
+    daemon.answers["Explain"] = {
+        "name": "web1", "group": "", "state": state, "policy": "balanced", "shares": [share],
+        "knobs": [{"file": "cpu.max", "value": value, "wanted": "100 100000", "reason": "why"}],
         "decisions": [{"number": 1, "time": 0.0, "kind": "restored", "ve": "web1", "detail": "pids.max", "count": 1}]}
     code, text_out, complaints = run("scheduler", "explain", "web1")
     text_out, _, last = text_out.partition("\nwhat was done last:\n")

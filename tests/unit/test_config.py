@@ -26,6 +26,7 @@ OTHER = {
     "memory": "512M",
     "memory-guarantee": "256M", "swap": "256M", "pids": "50",
     "io-weight": "200", "io-read": "10M/s", "io-write": "2M/s", "iops-read": "100", "iops-write": "200",
+    "group": "acme",
     "network": "lan:address=10.50.0.2,address=fd50::2,mac=02:00:00:00:00:05 bridge", "address": "10.1.2.3 fd00::5",
     "mac": "02:00:00:00:00:07", "publish": "8080:80 192.0.2.1:53:53/udp [::]:443:443",
     "network-rate": "100M:in 10M:out",

@@ -276,8 +276,7 @@ def put_pressure(base, ve, kind, average):
 def test_pressure_is_told_once_until_it_has_gone(base):
     async def story():
         found = Journal()
-        watched = Strain(found, lambda: ["a", "b", "ended"])
-        watched._base = str(base)
+        watched = Strain(found, lambda: {ve: f"{base}/{ve}" for ve in ("a", "b", "ended")})
         watched._left = 1
         put_pressure(base, "a", "memory", 12.0)
         put_pressure(base, "b", "cpu", 39.0)  # who shares CPUs waits
@@ -302,7 +301,7 @@ def test_pressure_is_told_once_until_it_has_gone(base):
 
 def test_a_kernel_without_pressure_is_no_error(tmp_path, caplog):
     async def story():
-        watched = Strain(Journal(), list)
+        watched = Strain(Journal(), dict)
         watched.open(str(tmp_path))
         watched.close()
 

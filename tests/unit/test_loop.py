@@ -41,6 +41,12 @@ class Tree:
     def __getitem__(self, ve):
         return Group(f"{self.base}/{ve}")
 
+    def path(self, ve):
+        return f"{self.base}/{ve}"
+
+    def groups(self):
+        return []
+
     def weakened(self):
         return ""
 

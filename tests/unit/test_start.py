@@ -64,6 +64,23 @@ class FakeTree:
     def names(self):
         return sorted(self._world.cgroups)
 
+    def path(self, ve):
+        return f"{self.base}/{ve}"
+
+    place = path
+
+    def leave(self, ve):
+        pass
+
+    def groups(self):
+        return []
+
+    def tidy_groups(self):
+        pass
+
+    def group_of(self, _ve):
+        return ""
+
     def remove_empty(self, ve):
         return ve not in self._world.cgroups  # what is left of a failed start is in it
 
@@ -258,7 +275,8 @@ def test_a_hook_runs_after_the_promise_and_loses_it_when_it_fails(world, manager
 def test_a_new_daemon_knows_what_was_promised(world, manager):
     create(manager, **{"cpu-guarantee": "3"})
     world.parts.limits.settle = lambda _ve: None
-    world.parts.tree = type("Tree", (dict,), {"base": "/nowhere"})(web1=SimpleNamespace(freeze=False))
+    world.parts.tree = type("Tree", (dict,), {
+        "path": lambda _self, ve: ve, "group_of": lambda _self, _ve: ""})(web1=SimpleNamespace(freeze=False))
 
     async def adopted():
         adopt(manager, world.parts, "web1", Child("init", "web1", 4711, 1, None))

@@ -71,13 +71,13 @@ def test_files_of_a_cgroup(tmp_path):
                        "pids.peak": "9\n", "pids.events": "max 1\n", "io.stat": ""}.items():
         (ve / name).write_text(text)
     figures = CgroupFigures(str(tmp_path), frozenset({"pids"}))
-    assert figures.read(["b", "a", "gone"]) == {
+    assert figures.read({"b": "b", "a": "a", "gone": "gone"}) == {
         "a": {"cpu.stat.usage_usec": 5, "cpu.stat.user_usec": 3, "pids.current": 2, "pids.peak": 9,
               "pids.events.max": 1}}
     older = CgroupFigures(str(tmp_path), frozenset({"memory", "io"}))
-    assert older.read(["a"])["a"]["memory.current"] == 4096  # memory.peak is not there, and does not matter
+    assert older.read({"a": "a"})["a"]["memory.current"] == 4096  # memory.peak is not there, and does not matter
     with pytest.raises(FileNotFoundError):
-        CgroupFigures(str(tmp_path / "x"), ALL).read(["a"])
+        CgroupFigures(str(tmp_path / "x"), ALL).read({"a": "a"})
 
 
 def test_what_goes_through_a_loop_device_counts_once(monkeypatch):

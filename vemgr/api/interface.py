@@ -24,6 +24,7 @@ NAME = "org.vemgr.Manager"
 
 class VE(TypedDict):
     name: str
+    group: str
     state: str
     template: str
     address: str
@@ -43,6 +44,7 @@ class LinkInfo(TypedDict):
 
 class VEDetails(VE):
     hostname: str
+    cgroup: str
     ready: bool
     idBase: int
     created: str
@@ -120,6 +122,25 @@ class CapacityInfo(TypedDict):
     resources: list[ResourceInfo]
 
 
+class GroupResource(TypedDict):
+    resource: str
+    claimed: int
+    promised: int
+    free: int
+    holders: list[Holder]
+
+
+class GroupInfo(TypedDict):
+    name: str
+    parent: str
+    settings: dict[str, str]
+    inForce: dict[str, str]
+    usage: dict[str, int]
+    ves: list[str]
+    running: list[str]
+    resources: list[GroupResource]
+
+
 class Fitting(TypedDict):
     unlimited: bool
     count: int
@@ -183,6 +204,7 @@ class PolicyInfo(TypedDict):
 
 class Explanation(TypedDict):
     name: str
+    group: str
     state: str
     policy: str
     shares: list[Share]
@@ -290,7 +312,12 @@ class Service(Protocol):
     async def remove_volume(self, name: str) -> None: ...
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
-    def fitting(self, cpus: str, memory: str) -> dict[str, Any]: ...
+    def fitting(self, cpus: str, memory: str, group: str) -> dict[str, Any]: ...
+    def groups(self) -> list[dict[str, Any]]: ...
+    def group(self, name: str) -> dict[str, Any]: ...
+    async def create_group(self, name: str, parent: str, texts: dict[str, str]) -> None: ...
+    async def set_group(self, name: str, texts: dict[str, str]) -> None: ...
+    async def remove_group(self, name: str) -> None: ...
     async def examine(self, installed: str) -> list[dict[str, Any]]: ...
     async def statistics(self, names: list[str]) -> list[dict[str, Any]]: ...
     async def explain(self, name: str) -> dict[str, Any]: ...
@@ -541,9 +568,38 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         return await self._service.capacity()  # type: ignore[return-value]
 
     @varlinkmethod
-    def CountFitting(self, *, cpus: str | None = None, memory: str | None = None) -> Fitting:
-        """How many more VEs with these guarantees could be started, and which resource ends first."""
-        return self._service.fitting(cpus or "", memory or "")  # type: ignore[return-value]
+    def CountFitting(self, *, cpus: str | None = None, memory: str | None = None,
+                     group: str | None = None) -> Fitting:
+        """How many more VEs with these guarantees could be started, in a group if one is given, and which resource ends
+        first."""
+        return self._service.fitting(cpus or "", memory or "", group or "")  # type: ignore[return-value]
+
+    @varlinkmethod(return_parameter="groups")
+    def ListGroups(self) -> list[GroupInfo]:
+        """All groups of VEs, by name. Of each resource `claimed` is what the group takes up of what it is in,
+        `promised` what of that VEs and groups in it have been promised, and `free` what they still can be."""
+        return self._service.groups()  # type: ignore[return-value]
+
+    @varlinkmethod
+    def ShowGroup(self, *, name: str) -> GroupInfo:
+        """One group."""
+        return self._service.group(name)  # type: ignore[return-value]
+
+    @varlinkmethod
+    async def CreateGroup(self, *, name: str, settings: dict[str, str], parent: str | None = None) -> None:
+        """Define a group of VEs, in another one if `parent` is given: limits, guarantees and weights that they have
+        together. What is guaranteed to it is promised from now on, whether or not a VE of it runs."""
+        await self._service.create_group(name, parent or "", settings)
+
+    @varlinkmethod
+    async def SetGroup(self, *, name: str, settings: dict[str, str]) -> None:
+        """Change a group, live: also for the VEs that run in it."""
+        await self._service.set_group(name, settings)
+
+    @varlinkmethod
+    async def RemoveGroup(self, *, name: str) -> None:
+        """Remove a group that nothing is in."""
+        await self._service.remove_group(name)
 
     @varlinkmethod
     async def Explain(self, *, name: str) -> Explanation:

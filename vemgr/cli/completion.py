@@ -49,6 +49,10 @@ def networks(context: click.Context, _parameter: click.Parameter, incomplete: st
     return [name for name in [*known, "none"] if known and name.startswith(incomplete)]
 
 
+def groups(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [found["name"] for found in _ask(context, "ListGroups", "groups") if found["name"].startswith(incomplete)]
+
+
 def policies(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     return [policy for policy in Policy if policy.startswith(incomplete)]
 
@@ -67,7 +71,7 @@ def files(_context: click.Context, _parameter: click.Parameter, incomplete: str)
 
 #: By key of a setting.
 SETTINGS = {
-    "network": networks, "after": ves(), "device": files, "feature": words(*FEATURES, NONE),
+    "network": networks, "group": groups, "after": ves(), "device": files, "feature": words(*FEATURES, NONE),
     "capability": words(*(f"+{name}" for name in ADDABLE), NONE),  # click takes a word with "-" for an option
 }
 

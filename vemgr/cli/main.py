@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -20,6 +20,7 @@ from vemgr.cli.doctor import doctor
 from vemgr.cli.edit import edit
 from vemgr.cli.events import events
 from vemgr.cli.files import pull, push
+from vemgr.cli.groups import group_command
 from vemgr.cli.limits import limits
 from vemgr.cli.networks import network
 from vemgr.cli.openvz import import_vz_command
@@ -29,7 +30,7 @@ from vemgr.cli.stats import stats
 from vemgr.cli.templates import template
 from vemgr.cli.top import top
 from vemgr.cli.volumes import volume
-from vemgr.core.config import SETTINGS
+from vemgr.core.config import SETTINGS, Setting
 from vemgr.core.errors import VemgrError
 
 _DEFAULT_CONFIG = location.DEFAULT_PATH
@@ -98,13 +99,19 @@ def client(context: click.Context) -> Client:
     return connection.connect(context.find_object(str) or _DEFAULT_CONFIG)
 
 
-def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for each row of the settings table."""
-    for setting in reversed(SETTINGS):
-        function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help,
-                                multiple=setting.repeatable,
-                                shell_complete=completion.SETTINGS.get(setting.key))(function)
-    return function
+def setting_options_of(settings: Sequence[Setting]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One option for each of these rows of the settings table."""
+    def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+        for setting in reversed(settings):
+            function = click.option(setting.option, setting.attribute, metavar=setting.metavar, help=setting.help,
+                                    multiple=setting.repeatable,
+                                    shell_complete=completion.SETTINGS.get(setting.key))(function)
+        return function
+
+    return with_options
+
+
+setting_options = setting_options_of(SETTINGS)
 
 
 def given(options: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]:
@@ -119,6 +126,7 @@ def given(options: Mapping[str, str | tuple[str, ...] | None]) -> dict[str, str]
     return texts
 
 
+cli.add_command(group_command(setting_options_of, given))
 cli.add_command(import_command(setting_options, template_option, given))
 cli.add_command(import_vz_command(setting_options, template_option, given))
 
@@ -269,8 +277,8 @@ def list_(context: click.Context, as_json: bool, running: bool) -> None:
     else:
         for ve in ves:
             ve["address"] = ", ".join(filter(None, (ve["address"], ve["address6"])))
-        # A column that few hosts fill.
-        more = ("publish",) if any(ve["publish"] for ve in ves) else ()
+        # Columns that few hosts fill.
+        more = [column for column in ("group", "publish") if any(ve[column] for ve in ves)]
         tables.table(ves, ("name", "state", "template", "address", *more, "pid"))
 
 

@@ -65,13 +65,15 @@ def _row(found: dict[str, Any]) -> dict[str, str]:
 @scheduler.command()
 @click.option("--cpus", default="", metavar="N", help="CPUs guaranteed to each.")
 @click.option("--memory", default="", metavar="SIZE", help="Memory guaranteed to each.")
+@click.option("--group", default="", metavar="NAME", help="In this group.", shell_complete=completion.groups)
 @json_option
 @click.pass_context
-def plan(context: click.Context, cpus: str, memory: str, as_json: bool) -> None:
+def plan(context: click.Context, cpus: str, memory: str, group: str, as_json: bool) -> None:
     """How many more VEs with such guarantees would fit."""
     if not cpus and not memory:
         raise click.UsageError("say what each is to be guaranteed: --cpus, --memory or both")
-    found = _client(context).call("CountFitting", {"cpus": cpus, "memory": memory})
+    found = _client(context).call("CountFitting", {"cpus": cpus, "memory": memory,
+                                                     **({"group": group} if group else {})})
     if as_json:
         tables.as_json(found)
     elif found["unlimited"]:
@@ -90,7 +92,8 @@ def explain(context: click.Context, name: str, as_json: bool) -> None:
     if as_json:
         tables.as_json(found)
         return
-    click.echo(f"{found['name']}: {found['state']}, policy {found['policy']}")
+    group = f" in group {found['group']}" if found["group"] else ""
+    click.echo(f"{found['name']}: {found['state']}{group}, policy {found['policy']}")
     tables.table(found["shares"], ("resource", "guarantee", "limit", "weight", "entitled", "used"))
     click.echo()
     for knob in found["knobs"]:

@@ -76,6 +76,7 @@ class Settings:
     io_write: int | None = None
     iops_read: int | None = None  # operations/s
     iops_write: int | None = None
+    group: str = ""
     network: tuple[Link, ...] = (Link(),)
     address: tuple[str, ...] = ()  # of the first link
     mac: str = ""
@@ -253,6 +254,14 @@ def _parse_text(field_: str, text: str) -> str:
     return text
 
 
+def _parse_group(field_: str, text: str) -> str:
+    if text in ("", "none"):
+        return ""
+    if not LABEL.fullmatch(text):  # it becomes the name of a cgroup
+        raise BadValue(field_, text[:80], "a name has at most 63 characters a-z, 0-9 and '-'")
+    return text
+
+
 def parse_profiles(field_: str, text: str) -> tuple[str, ...]:
     words = tuple(text.split())
     if words == ("none",):
@@ -294,6 +303,8 @@ SETTINGS: tuple[Setting, ...] = (
             "disk read operations per second", controller="io"),
     Setting("iops-write", "N", _count(1, 10**9, unlimited=True), _count_text,
             "disk write operations per second", controller="io"),
+    Setting("group", "NAME", _parse_group, lambda value: value or NONE,
+            "group whose limits and guarantees the VE shares with the others in it; 'none' for none", live=False),
     Setting("network", "NAME[:OPTIONS]", parse_links, show_links,
             "network of eth0; given again, of eth1, and so on; 'none' for no network. OPTIONS are address=ADDRESS and "
             "mac=MAC, with commas between them", live=False, repeatable=True),

@@ -75,6 +75,28 @@ class VEExists(RefusedError):
         super().__init__(f"VE {name} exists already", remedy="choose another name or destroy it first", ve=name)
 
 
+class NoSuchGroup(RefusedError):
+    exit_code = 14
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no such group: {name}", remedy="'vemgr group list' shows those there are", group=name)
+
+
+class GroupExists(RefusedError):
+    exit_code = 44
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"group {name} exists already", remedy="'vemgr group set' changes it", group=name)
+
+
+class GroupInUse(RefusedError):
+    exit_code = 9
+
+    def __init__(self, name: str, users: list[str]) -> None:
+        super().__init__(f"group {name} has {', '.join(users)} in it", remedy="give them another group first",
+                         group=name)
+
+
 class NotRunning(RefusedError):
     exit_code = 31
 

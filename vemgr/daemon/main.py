@@ -219,7 +219,8 @@ class Daemon:
         return True
 
     def _watch_strain(self, parts: Parts, manager: Manager) -> Strain:
-        strain = self._strain = Strain(parts.journal, lambda: [ve.name for ve in manager.instances if ve.running])
+        strain = self._strain = Strain(parts.journal, lambda: {
+            ve.name: parts.tree.path(ve.name) for ve in manager.instances if ve.running})
         strain.open(parts.tree.base)
         return strain
 

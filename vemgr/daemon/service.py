@@ -225,8 +225,23 @@ class DaemonService:
     async def capacity(self) -> dict[str, Any]:
         return await self._accounting.capacity()
 
-    def fitting(self, cpus: str, memory: str) -> dict[str, Any]:
-        return self._accounting.fitting(cpus, memory)
+    def fitting(self, cpus: str, memory: str, group: str) -> dict[str, Any]:
+        return self._accounting.fitting(cpus, memory, group)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self._manager.groups.list()
+
+    def group(self, name: str) -> dict[str, Any]:
+        return self._manager.groups.show(name)
+
+    async def create_group(self, name: str, parent: str, texts: dict[str, str]) -> None:
+        await self._manager.groups.create(name, parent, texts)
+
+    async def set_group(self, name: str, texts: dict[str, str]) -> None:
+        await self._manager.groups.set(name, texts)
+
+    async def remove_group(self, name: str) -> None:
+        await self._manager.groups.remove(name)
 
     async def examine(self, installed: str) -> list[dict[str, Any]]:
         # Seldom asked for, and nothing that every daemon should carry.

@@ -9,6 +9,7 @@ or file, which would save one call in three, is not worth a thousand descriptors
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 _FILES = {
     "": ("cpu.stat",),  # there without any controller
@@ -28,13 +29,14 @@ class CgroupFigures:
         self._files = [file for controller, files in _FILES.items() if controller in ("", *controllers)
                        for file in files]
 
-    def read(self, names: list[str]) -> dict[str, dict[str, int]]:
-        """By name: figures by file, or by file and key: "memory.current", "cpu.stat.usage_usec". One that cannot be
-        read is left out, and so is a cgroup that has gone. Raises `OSError` when `base` is gone."""
+    def read(self, places: Mapping[str, str]) -> dict[str, dict[str, int]]:
+        """`places`: paths below `base`, by name. By name: figures by file, or by file and key: "memory.current",
+        "cpu.stat.usage_usec". One that cannot be read is left out, and so is a cgroup that has gone. Raises `OSError`
+        when `base` is gone."""
         base = os.open(self._base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         layered: dict[str, bool] = {}
         try:
-            return {name: found for name in names if (found := self._read_one(base, name, layered))}
+            return {name: found for name, place in places.items() if (found := self._read_one(base, place, layered))}
         finally:
             os.close(base)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from cgroupspy.controllers import Controller
@@ -22,6 +23,7 @@ from vemgr.core.errors import SHORTAGES
 CONTROLLERS = ("cpu", "cpuset", "memory", "io", "pids")
 _DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control")
 _EXEC_LEAF = ".vemgr"
+_GROUP_MARK = "_"  # first in the name of a group's directory, and of no other
 _DEEPEST = 32
 _ENDLESS = 2**63 - 4096  # what the kernel takes as "max", in whole pages
 _MOST_DESCENDANTS = 2000
@@ -76,7 +78,11 @@ class VECgroup(Controller):  # type: ignore[misc]
 
 
 class CgroupTree:
-    """All VEs' cgroups, below `top`/ve (made here). `controllers`: those that limits can be set with."""
+    """All VEs' cgroups, below `top`/ve (made here), or there in those of groups, whose names begin with "_".
+    `controllers`: those that limits can be set with.
+
+    Where a VE's or a group's cgroup is, is known here alone: a VE that runs stays in the group in which it began.
+    """
 
     def __init__(self, top: str) -> None:
         self.base = f"{top}/ve"
@@ -84,6 +90,16 @@ class CgroupTree:
         self.controllers = self._enable_controllers(top)
         self._found: dict[str, int] = {}  # protection of cgroups above ours, as others have set it
         self._protects: dict[str, int] = {}  # what the files must hold at least, by path
+        self._places: dict[str, str] = {}  # below `base`: of groups that are in use, and of VEs in groups
+        self._find("")
+
+    def _find(self, group: str) -> None:
+        """What an earlier daemon has left in groups."""
+        for entry in os.scandir(f"{self.base}/{group}"):
+            if entry.is_dir(follow_symlinks=False) and (group or entry.name.startswith(_GROUP_MARK)):
+                self._places[entry.name] = f"{group}{entry.name}"
+                if entry.name.startswith(_GROUP_MARK):
+                    self._find(f"{group}{entry.name}/")
 
     def _enable_controllers(self, top: str) -> frozenset[str]:
         """Hand the controllers down to the VEs as far as this place in the tree has them.
@@ -94,26 +110,57 @@ class CgroupTree:
         above = os.path.dirname(top)
         ours = [] if os.path.exists(f"{above}/cgroup.events") else [above]  # only the root has no such file
         for directory in (*ours, top, self.base):
-            available = _words(f"{directory}/cgroup.controllers")
-            for controller in CONTROLLERS:
-                if controller in available and controller not in _words(f"{directory}/cgroup.subtree_control"):
-                    # EBUSY: processes live in `parent` itself; the controller is then simply not there for VEs.
-                    with contextlib.suppress(OSError):
-                        _command(f"{directory}/cgroup.subtree_control", f"+{controller}")
+            _hand_down(directory)
         return frozenset(_words(f"{self.base}/cgroup.subtree_control")) & frozenset(CONTROLLERS)
 
-    def __getitem__(self, ve: str) -> VECgroup:
-        return VECgroup(Node(f"{self.base}/{ve}"))
+    def place(self, name: str) -> str:
+        """The path of a VE's or group's cgroup below `base`."""
+        return self._places.get(name, name)
+
+    def path(self, name: str) -> str:
+        return f"{self.base}/{self.place(name)}"
+
+    def group_of(self, name: str) -> str:
+        """The innermost group that a VE's cgroup is in, as a key; "" for none."""
+        return self._places.get(name, "").rpartition("/")[0].rpartition("/")[2]
+
+    def __getitem__(self, name: str) -> VECgroup:
+        return VECgroup(Node(self.path(name)))
 
     def names(self) -> list[str]:
-        return sorted(entry.name for entry in os.scandir(self.base) if entry.is_dir(follow_symlinks=False))
+        """The VEs that have a cgroup."""
+        alone = {entry.name for entry in os.scandir(self.base) if entry.is_dir(follow_symlinks=False)}
+        return sorted(name for name in {*alone, *self._places} if not name.startswith(_GROUP_MARK))
 
-    def __contains__(self, ve: str) -> bool:
-        return os.path.isdir(f"{self.base}/{ve}")
+    def groups(self) -> list[str]:
+        """The groups that have a cgroup, each after the one that it is in."""
+        return sorted((name for name in self._places if name.startswith(_GROUP_MARK)), key=self.place)
+
+    def __contains__(self, name: str) -> bool:
+        return os.path.isdir(self.path(name))
+
+    def settle(self, ve: str, groups: Sequence[str]) -> None:
+        """From now on the VE's cgroup is in that of the last of `groups`, which are in each other. It must have none.
+        Its groups stay from now on, until it is removed."""
+        if groups:
+            self._places[ve] = "/".join((*groups, ve))
+
+    def make_group(self, group: str, above: Sequence[str]) -> bool:
+        """Have the cgroup of a group, in those of the groups `above`; whether nobody used it before. No VE owns any of
+        it, and no process is in it, so that controllers can be handed on. Raises `OSError`."""
+        new = group not in self._places
+        self._places[group] = "/".join((*above, group))
+        try:
+            os.mkdir(self.path(group), 0o755)
+        except FileExistsError:
+            if not new:
+                return False
+        _hand_down(self.path(group))
+        return True
 
     def create(self, ve: str, owner: int) -> None:
         """Make the cgroup and delegate it to id `owner` of the host (cgroup-v2.rst, "Delegation")."""
-        path = f"{self.base}/{ve}"
+        path = self.path(ve)
         os.mkdir(path, 0o755)
         try:
             for name in ("", *_DELEGATED):
@@ -127,12 +174,12 @@ class CgroupTree:
 
     def open(self, ve: str) -> int:
         """A descriptor to be born into (CLONE_INTO_CGROUP)."""
-        return os.open(f"{self.base}/{ve}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(self.path(ve), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open_for_exec(self, ve: str) -> int:
         """The same for a command from outside. A VE that has distributed its controllers (systemd does) can have no
         process in its own top cgroup, so the command goes into a leaf beside the VE's own."""
-        path = f"{self.base}/{ve}"
+        path = self.path(ve)
         if _words(f"{path}/cgroup.subtree_control"):
             path = f"{path}/{_EXEC_LEAF}"
             with contextlib.suppress(FileExistsError):
@@ -152,12 +199,12 @@ class CgroupTree:
     def kill(self, ve: str) -> None:
         """Kill all that is in it. Raises `OSError`, but not when it is gone."""
         with contextlib.suppress(FileNotFoundError):
-            _command(f"{self.base}/{ve}/cgroup.kill", "1")
+            _command(f"{self.path(ve)}/cgroup.kill", "1")
 
     def remove_empty(self, ve: str) -> bool:
         """Remove the cgroup if nothing is in it, neither a process nor another cgroup; whether it is gone."""
         try:
-            os.rmdir(f"{self.base}/{ve}")
+            os.rmdir(self.path(ve))
         except FileNotFoundError:
             pass
         except OSError:
@@ -166,9 +213,29 @@ class CgroupTree:
 
     def remove(self, ve: str) -> None:
         """Remove the cgroup and what the VE has made below it, bottom up. Raises `OSError` EBUSY while populated."""
-        for directory, _, _ in os.walk(f"{self.base}/{ve}", topdown=False):
+        for directory, _, _ in os.walk(self.path(ve), topdown=False):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(directory)
+
+    def leave(self, ve: str) -> None:
+        """A VE has no cgroup any more, or gets none: with it go the groups that have no other."""
+        group = self._places.pop(ve, "").rpartition("/")[0]
+        while group and not self._is_used(group):
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{self.base}/{group}")
+            group, _, name = group.rpartition("/")
+            self._places.pop(name, None)
+
+    def _is_used(self, group: str) -> bool:
+        return any(place.startswith(f"{group}/") for place in tuple(self._places.values()))
+
+    def tidy_groups(self) -> None:
+        """Remove those that an earlier daemon has left without a VE. Others stay, and what resists."""
+        for name in reversed(self.groups()):
+            if not self._is_used(self._places[name]):
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.path(name))
+                del self._places[name]
 
     def protect(self, certain: int, promised: int) -> None:
         """Give the VEs' part of the tree the sum of its VEs' memory.min and memory.low (cgroup-v2.rst: "memory.min ...
@@ -201,6 +268,15 @@ class CgroupTree:
                 os.rmdir(path)
 
 
+def _hand_down(directory: str) -> None:
+    available, given = _words(f"{directory}/cgroup.controllers"), _words(f"{directory}/cgroup.subtree_control")
+    for controller in CONTROLLERS:
+        if controller in available and controller not in given:
+            # EBUSY: processes live in `directory` itself; the controller is then simply not there for VEs.
+            with contextlib.suppress(OSError):
+                _command(f"{directory}/cgroup.subtree_control", f"+{controller}")
+
+
 def find_top(keeper_pid: int, name: str) -> str:
     """Where the VEs' cgroups go.
 
@@ -227,6 +303,12 @@ def cgroup2_mountpoint() -> str:
             if rest.startswith("cgroup2 "):
                 return fields.split()[4]
     raise FileNotFoundError(2, "no cgroup2 file system is mounted", "/sys/fs/cgroup")
+
+
+def protection_recurses() -> bool:
+    """Whether a cgroup's memory protection is that of all below it as well (mount option memory_recursiveprot)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return any("memory_recursiveprot" in line.split()[-1].split(",") for line in file if " - cgroup2 " in line)
 
 
 def _own_cgroup(pid: int) -> str:

@@ -42,7 +42,7 @@ from vemgr.templates.store import utc_now
 log = logging.getLogger(__name__)
 
 # What gives a VE something of the host. A file may say anything: that must not be enough to have /etc of this host.
-OPENING = ("mount", "device", "feature", "capability", "allow", "publish", "user-namespaces")
+OPENING = ("mount", "device", "feature", "capability", "allow", "publish", "user-namespaces", "group")
 
 
 class Carrying:
@@ -96,6 +96,7 @@ class Carrying:
             raise VEExists(name)
         check_order(self._instances, name, settings.after)
         settings, links = self._links(name, manifest, settings, texts, notes)
+        self._parts.promises.check_group(settings)
         instance = self._instances.admit(Definition(
             name=name, template=stands_on, created=utc_now(), settings=settings, links=links,
             id_base=allocate_ids(self._parts.config, [each.definition.id_base for each in self._instances],

@@ -50,6 +50,7 @@ class Copies:
             if new in self._instances:
                 raise VEExists(new)
             check_order(self._instances, new, settings.after)
+            self._parts.promises.check_group(settings)
             target = self._instances.admit(replace(
                 source, name=new, created=utc_now(), settings=settings, started=False, ephemeral=False,
                 links=self._addressing.links(new, settings),

@@ -138,8 +138,8 @@ class Instance:
 
     def summary(self) -> dict[str, Any]:
         definition = self.definition
-        return {"name": definition.name, "state": str(self.state), "template": definition.template,
-                "address": definition.address, "pid": self.pid, "verb": self.verb,
+        return {"name": definition.name, "group": definition.settings.group, "state": str(self.state),
+                "template": definition.template, "address": definition.address, "pid": self.pid, "verb": self.verb,
                 "address6": definition.links[0].address6 if definition.links else "",
                 "publish": list(map(str, definition.settings.publish))}
 

@@ -184,10 +184,16 @@ class Limits:
     def controllers(self) -> frozenset[str]:
         return self._tree.controllers
 
-    def protect(self, promised: int) -> None:
-        """Let the VEs' memory.low and memory.min take effect, `promised` bytes in all: a cgroup is protected as far
-        as those above it are. Raises `OSError`."""
-        self._tree.protect(knobs.protection(self._certain(promised), PAGESIZE), knobs.protection(promised, PAGESIZE))
+    def protect(self, promised: int, group: str = "") -> None:
+        """Let the memory.low and memory.min of VEs, all or those of a group, take effect, `promised` bytes together: a
+        cgroup is protected as far as those above it are. Raises `OSError`, but not for a group without a cgroup."""
+        certain, low = (knobs.protection(each, PAGESIZE) for each in (self._certain(promised), promised))
+        if not group:
+            self._tree.protect(certain, low)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            cgroup: Any = self._tree[group]
+            cgroup.memory_low, cgroup.memory_min = low, certain
 
     def _certain(self, promised: int) -> int:
         return knobs.certain(promised, self._scheduler.factor("memory"))

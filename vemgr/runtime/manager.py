@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vemgr.core.config import DEFAULTS, Definition, changed, parse_settings, show_settings
+from vemgr.core.config import BY_KEY, DEFAULTS, Definition, Settings, changed, parse_settings, show_settings
 from vemgr.core.errors import ConsoleInUse, Locked, NoSuchVE, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.host import allocate_ids
@@ -37,6 +37,7 @@ from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.ordering import Order, check_order, wait_until_up
 from vemgr.runtime.restarting import describe
 from vemgr.runtime.scheduling.balancer import Balancer
+from vemgr.runtime.scheduling.groups import Groups
 from vemgr.runtime.scheduling.loop import ControlLoop
 from vemgr.runtime.scheduling.policy import PolicySwitch
 from vemgr.runtime.starting import Starter
@@ -58,6 +59,8 @@ class Manager:
         self.ending = False
         self._starter = Starter(parts, launcher)
         self._addressing = Addressing(parts, self.instances)
+        self.groups = Groups(parts, self.instances)
+        self._starter.prepare_group = self.groups.prepare
         self.transfers = Transfers(parts, self.instances, self._starter)
         self.carrying = Carrying(parts, self.instances, self._starter, self._addressing)
         self.copies = Copies(parts, self.instances, self._starter, self._addressing, launcher)
@@ -78,10 +81,13 @@ class Manager:
         network, network_in_use = self._parts.networking.show(name, definition.links)
         with storage_errors(f"read the limits of VE {name}"):
             in_force = self._parts.limits.in_force(name) if instance.running else {}
+            if instance.running:
+                in_force["group"] = BY_KEY["group"].show(instance.in_force.group)
             usage = _flat(readings(self._parts.tree[name])) if instance.running else {}
         usage |= self._parts.networking.traffic(name)
         return {
-            **instance.summary(), "hostname": definition.hostname, "idBase": definition.id_base,
+            **instance.summary(), "hostname": definition.hostname, "cgroup": self._parts.tree.path(name),
+            "idBase": definition.id_base,
             "ready": instance.up.is_set(),
             "created": definition.created, "lastExit": instance.last_exit, **describe(instance.restarts),
             "ephemeral": definition.ephemeral,
@@ -125,6 +131,7 @@ class Manager:
         # nobody takes the template away without seeing who uses it.
         self._parts.template_verbs.check_stays(template)
         check_order(self.instances, name, settings.after)
+        self._parts.promises.check_group(settings)
         links = self._addressing.links(name, settings)
         if name in self.instances:
             raise VEExists(name)
@@ -245,7 +252,9 @@ class Manager:
                 await self._parts.networking.choose()
                 after = replace(after, links=self._addressing.links(name, settings, before))
             promises = self._parts.promises
-            with promises.admitted(name, settings) if instance.running else contextlib.nullcontext():
+            promises.check_group(settings)
+            with promises.admitted(name, self._live(instance, settings)) if instance.running else (
+                    contextlib.nullcontext()):
                 instance.definition = after  # before anything waits: its address is taken from now on
                 try:
                     await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
@@ -292,7 +301,12 @@ class Manager:
                 if before.network_rate != after.settings.network_rate:
                     await networking.limit(name, before.network_rate)
             raise
-        instance.in_force = after.settings
+        instance.in_force = self._live(instance, after.settings)
+
+    @staticmethod
+    def _live(instance: Instance, settings: Settings) -> Settings:
+        """What is in force of settings now: a cgroup cannot be moved, so a VE that runs stays in its group."""
+        return replace(settings, group=instance.in_force.group) if instance.running else settings
 
     async def template(self, name: str) -> Template:
         return await self._starter.template(name)

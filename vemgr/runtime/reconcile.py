@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 def load_definitions(manager: Manager, parts: Parts) -> None:
     """Take every definition into account. A VE whose definition is broken goes on if it runs, and can be stopped or
     destroyed; what it holds is not given to another."""
+    manager.groups.load()
     for name in parts.store.names():
         parts.store.tidy(name)
         try:
@@ -68,8 +69,9 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
         return  # its cgroup is cleaned with the others that nobody owns
     instance.began(child.pid, ready=child.ready)
     parts.limits.settle(name)
-    parts.counters.begin(name, f"{parts.tree.base}/{name}", adopted=True)
-    parts.promises.adopt(name, instance.definition.settings)
+    parts.counters.begin(name, parts.tree.path(name), adopted=True)
+    instance.in_force = replace(instance.in_force, group=parts.tree.group_of(name)[1:])  # where it was started
+    parts.promises.adopt(name, instance.in_force)
     with contextlib.suppress(OSError):
         # What was asked for, not what has come of it: a daemon may have died between the two.
         if parts.tree[name].freeze:
@@ -89,6 +91,9 @@ async def _clean_cgroups(manager: Manager, parts: Parts) -> None:
             continue
         log.warning("cleaning up after VE %s", name)
         await manager.clean(name)
+    parts.tree.tidy_groups()
+    for group in parts.tree.groups():
+        parts.limits.settle(group)
 
 
 async def _restore_network(manager: Manager, parts: Parts) -> None:

@@ -9,11 +9,11 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from vemgr.core.config import Definition, Settings
-from vemgr.core.errors import CannotStop, StartFailed, SystemFailure, TemplateNotFound, VemgrError
+from vemgr.core.errors import CannotStop, NoSuchGroup, StartFailed, SystemFailure, TemplateNotFound, VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.plan import Bind, Operation, Plan
@@ -40,6 +40,7 @@ class Starter:
         self._parts = parts
         self._launcher = launcher
         self._host_template = asyncio.Lock()
+        self.prepare_group: Callable[[str, str], Awaitable[None]] = _no_group
         self.on_started: Callable[[Instance, str], None] = lambda _instance, _view: None
 
     async def template(self, name: str) -> Template:
@@ -111,7 +112,7 @@ class Starter:
         self.on_started(instance, view)
         log.info("VE %s started, process %d", definition.name, child.pid)
         parts.journal.add(Kind.STARTED, definition.name, f"process {child.pid}")
-        parts.counters.begin(definition.name, f"{parts.tree.base}/{definition.name}")
+        parts.counters.begin(definition.name, parts.tree.path(definition.name))
         if not definition.started:
             instance.definition = replace(definition, started=True)
             parts.store.mark_started(definition.name)
@@ -146,6 +147,9 @@ class Starter:
         try:
             if name in tree:
                 await self.remove_cgroup(name)  # left by an earlier life that could not be tidied up
+            if definition.settings.group and name not in tree:
+                undo.callback(tree.leave, name)
+                await self.prepare_group(name, definition.settings.group)
             tree.create(name, definition.id_base)
             undo.push_async_callback(self.remove_cgroup, name)
             fd = tree.open(name)
@@ -182,13 +186,15 @@ class Starter:
 
     async def remove_cgroup(self, name: str) -> None:
         """Kill what is left in a VE's cgroup and remove it; what resists is logged and left to the next daemon."""
-        if self._parts.tree.remove_empty(name):
-            return  # as nearly always: init has ended last, and most VEs make no cgroups of their own
+        if self._parts.tree.remove_empty(name):  # as nearly always: init has ended last, and most VEs make none below
+            self._parts.tree.leave(name)
+            return
         failure: Exception | None = None
         for attempt in range(_REMOVE_ATTEMPTS):
             try:
                 await stopping.kill_all(self._parts.tree, name)
                 await asyncio.to_thread(self._parts.tree.remove, name)  # a VE may have made thousands below
+                self._parts.tree.leave(name)
                 return
             except CannotStop as error:
                 failure = error
@@ -198,6 +204,10 @@ class Starter:
                 failure = error
                 await asyncio.sleep(0.005 * (attempt + 1))
         log.error("VE %s: its cgroup could not be removed: %s", name, failure)
+
+
+async def _no_group(_ve: str, group: str) -> None:
+    raise NoSuchGroup(group)
 
 
 def _encoded(messages: list[bytes]) -> str:

@@ -65,7 +65,7 @@ class ViewRefresh:
         views, tree = self._parts.views, self._parts.tree
         job = {"do": "view", "what": "give VEs another view of memory and CPUs", "stage": self._parts.file_jobs.stage,
                "source": views.directory if views.device else "", "device": views.device, "names": views.names,
-               "ves": [(each.name, f"{tree.base}/{each.name}", each.definition.id_base) for each in instances]}
+               "ves": [(each.name, tree.path(each.name), each.definition.id_base) for each in instances]}
         try:
             outcome = await self._parts.file_jobs.run("", job, ())
         except VemgrError as error:

@@ -12,7 +12,7 @@ CPU: a guarantee that is not kept, though the VE waits for CPU, is told.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vemgr.core.config import MIB
@@ -58,6 +58,35 @@ class Standing:
     promised: int
     entitled: int
     limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """Of a group: the VEs in it, also by way of other groups, and bytes that they were promised, and may have,
+    together."""
+
+    ves: tuple[str, ...]
+    promised: int
+    limit: int | None
+
+
+def in_groups(standings: Mapping[str, Standing], current: Mapping[str, int],
+              groups: Sequence[GroupMemory]) -> dict[str, Standing]:
+    """What VEs' groups add to it: together they keep what the group was promised, however it is distributed among
+    them, and a VE whose group is at its limit is at its limit. `current`: bytes in use."""
+    found = dict(standings)
+    for group in groups:
+        ves = [ve for ve in group.ves if ve in current]
+        used = sum(current[ve] for ve in ves)
+        for ve in ves:
+            standing = found[ve]
+            # Each may give its part of what is above the promise: so they cannot give more together.
+            kept = current[ve] - max(0, used - group.promised) // len(ves) if group.promised else 0
+            limits = [limit for limit in (standing.limit, group.limit and max(0, group.limit - used) + current[ve])
+                      if limit is not None]
+            found[ve] = Standing(max(standing.promised, kept), standing.entitled,
+                                 min(limits, default=None))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

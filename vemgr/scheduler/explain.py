@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vemgr.core import resources as units
 from vemgr.core.config import AUTOMATIC, Settings
+from vemgr.core.groups import Group, group_key, shown
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.scheduler import knobs
 from vemgr.scheduler.admission import promise_of
@@ -34,12 +35,30 @@ def own_knobs(settings: Settings, config: SchedulerConfig, page: int) -> list[Kn
             _pids(settings)]
 
 
+def group_knobs(group: Group, shares: CpuShares, protected: int, config: SchedulerConfig, page: int) -> list[Knob]:
+    """Those of the cgroup of a group. `protected`: bytes that it and what is in it were promised."""
+    key, settings = group_key(group.name), replace(group.settings, group=group.parent)
+    return [_weight(key, settings, shares, config.policy), *own_group_knobs(settings, protected, config, page)]
+
+
+def own_group_knobs(settings: Settings, protected: int, config: SchedulerConfig, page: int) -> list[Knob]:
+    """Those that do not depend on others but what is in the group."""
+    what = f"{units.format_size(protected)} for the group or VEs in it" if protected else "nothing in it is guaranteed"
+    certain = knobs.certain(protected, config.factor("memory"))
+    less = f", divided by the overcommit of {config.factor('memory') / 1000:g}" if certain != protected else ""
+    return [_cpu_max(settings), Knob("memory.min", str(knobs.protection(certain, page)), what + less),
+            Knob("memory.low", str(knobs.protection(protected, page)), what), _memory_max(settings, page),
+            Knob("memory.high", "max", "never a limit: it would freeze the VEs"), _swap(settings, page),
+            _pids(settings)]
+
+
 def _weight(ve: str, settings: Settings, shares: CpuShares, policy: Policy) -> Knob:
     promised = promise_of(settings, policy).cpus
-    if not shares.derived:
-        reason = "as given: no VE that runs has a CPU guarantee"
+    group = group_key(settings.group)
+    if not shares.derived[group]:
+        reason = "as given: no VE that runs has a CPU guarantee" + (f" in {shown(group)}" if group else "")
     else:
-        level = float(shares.level) / 1e6
+        level = float(shares.levels[group]) / 1e6
         reason = (f"guarantee {units.format_cpus(promised)} + {level:.6f} CPUs for each unit of weight x "
                   f"{settings.cpu_weight}, scaled for the largest to be {knobs.MOST_WEIGHT}")
     return Knob("cpu.weight", str(shares.weights[ve]), reason)

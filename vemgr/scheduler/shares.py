@@ -3,28 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from vemgr.core.config import Settings
+from vemgr.core.groups import Group, group_key, line_of
 from vemgr.core.scheduling import Policy
 from vemgr.scheduler.admission import Promise, promise_of
-from vemgr.scheduler.filling import Claim, fill
+from vemgr.scheduler.filling import Claim, Filling, fill
+from vemgr.scheduler.groups import effective
 from vemgr.scheduler.knobs import weights
 
+_NO_GROUPS: Mapping[str, Group] = {}
 MICRO = 1000  # the filling is in millionths of a CPU, settings are in thousandths
 
 
 @dataclass(frozen=True, slots=True)
 class CpuShares:
-    """By VE. `entitled`: millionths of a CPU when all want all they can get. `weights`: for cpu.weight; `derived`: they
-    follow from guarantees too. `level`: millionths of a CPU for each unit of weight above the guarantee."""
+    """By VE, and by group by its key. `entitled`: millionths of a CPU when all want all they can get. `weights`: for
+    cpu.weight, which is relative to what else is in the same group. By group, "" for the host: `derived`, whether
+    weights in it follow from guarantees too; `levels`, millionths of a CPU for each unit of weight above the
+    guarantee."""
 
     entitled: dict[str, int]
     weights: dict[str, int]
-    derived: bool
-    level: Fraction
+    derived: dict[str, bool]
+    levels: dict[str, Fraction]
 
 
 def cpu_claim(settings: Settings, promise: Promise) -> Claim:
@@ -32,30 +37,74 @@ def cpu_claim(settings: Settings, promise: Promise) -> Claim:
     return Claim(promise.cpus * MICRO, limit, settings.cpu_weight)
 
 
-def cpu_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy) -> CpuShares:
+def memory_claim(settings: Settings, promise: Promise) -> Claim:
+    """Memory has no weight: what is left over is dealt out evenly."""
+    return Claim(promise.memory, settings.memory)
+
+
+def cpu_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy,
+               groups: Mapping[str, Group] = _NO_GROUPS) -> CpuShares:
     """`capacity`: thousandths of CPUs, without the host's reserve.
 
     Without any guarantee the weights stay as they were given. With one they are guarantee + level * weight, and not
     more than the limit: whoever is at his limit stays there whatever the others leave, and a greater weight of his
     would make the others' small ones, which are whole numbers, inexact.
     """
-    claims = [cpu_claim(settings, promise_of(settings, policy)) for settings in ves.values()]
-    filling = fill(capacity * MICRO, claims)
-    given = [settings.cpu_weight for settings in ves.values()]
-    derived = any(claim.promise for claim in claims)
-    if derived:
-        given = weights([_capped(claim.promise + filling.level * claim.weight, claim.limit) for claim in claims],
-                        [claim.promise > 0 for claim in claims])
-    return CpuShares(dict(zip(ves, filling.shares, strict=True)), dict(zip(ves, given, strict=True)), derived,
-                     filling.level)
+    found = CpuShares({}, {}, {}, {})
+    for group, claims, filling in _filled(capacity * MICRO, ves, groups, cpu_claim, policy):
+        given = [claim.weight for claim in claims.values()]
+        derived = any(claim.promise for claim in claims.values())
+        if derived:
+            given = weights([_capped(claim.promise + filling.level * claim.weight, claim.limit)
+                             for claim in claims.values()], [claim.promise > 0 for claim in claims.values()])
+        found.entitled.update(zip(claims, filling.shares, strict=True))
+        found.weights.update(zip(claims, given, strict=True))
+        found.derived[group], found.levels[group] = derived, filling.level
+    return found
 
 
 def _capped(share: Fraction, limit: int | None) -> Fraction:
     return share if limit is None else min(share, Fraction(limit))
 
 
-def memory_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy) -> dict[str, int]:
-    """Bytes that each VE is entitled to when all want all they can get. Memory has no weight: what is left over is
-    dealt out evenly."""
-    claims = [Claim(promise_of(settings, policy).memory, settings.memory) for settings in ves.values()]
-    return dict(zip(ves, fill(capacity, claims).shares, strict=True))
+def memory_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy,
+                  groups: Mapping[str, Group] = _NO_GROUPS) -> dict[str, int]:
+    """Bytes that each VE, and each group by its key, is entitled to when all want all they can get."""
+    found: dict[str, int] = {}
+    for _, claims, filling in _filled(capacity, ves, groups, memory_claim, policy):
+        found.update(zip(claims, filling.shares, strict=True))
+    return found
+
+
+def _filled(capacity: int, ves: Mapping[str, Settings], groups: Mapping[str, Group],
+            claim_of: Callable[[Settings, Promise], Claim], policy: Policy,
+            ) -> Iterator[tuple[str, dict[str, Claim], Filling]]:
+    """The host, and each group that has a VE in it, filled with what is in it; one after those that it is in."""
+    inside: dict[str, dict[str, Claim]] = {"": {}}
+    lines: dict[str, list[str]] = {"": [""]}
+    for ve, settings in ves.items():
+        name = settings.group
+        if name not in lines:
+            lines[name] = _enter(line_of(groups, name), inside)
+        inside[lines[name][-1]][ve] = claim_of(settings, promise_of(settings, policy))
+    for group in sorted(inside, key=lambda key: -_depth(groups, key)):
+        if group:
+            given = groups.get(group[1:], Group(group[1:]))
+            claim = claim_of(given.settings, promise_of(given.settings, policy))
+            inside[group_key(given.parent)][group] = effective(claim, list(inside[group].values()))
+    shares = {"": capacity}
+    for group in sorted(inside, key=lambda key: _depth(groups, key)):
+        filling = fill(shares[group], list(inside[group].values()))
+        shares.update(zip(inside[group], filling.shares, strict=True))
+        yield group, inside[group], filling
+
+
+def _enter(line: list[Group], inside: dict[str, dict[str, Claim]]) -> list[str]:
+    keys = [group_key(group.name) for group in line]
+    for key in keys:
+        inside.setdefault(key, {})
+    return keys
+
+
+def _depth(groups: Mapping[str, Group], key: str) -> int:
+    return len(line_of(groups, key[1:]))

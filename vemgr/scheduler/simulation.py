@@ -104,7 +104,7 @@ class Simulation:
         for ve in host.ves.values():
             weight = shares.weights[ve.name]
             if not ve.weight or is_off(weight, ve.weight):
-                self._report.moves += shares.derived or bool(ve.weight)
+                self._report.moves += shares.derived[""] or bool(ve.weight)
                 ve.weight = weight
 
     def _tick(self, host: Host, resource: str, capacity: int, time: float) -> None:

@@ -48,7 +48,7 @@ def _subject(options: argparse.Namespace) -> Subject:
     if found["state"] != "running":
         raise NotRunning(options.name)
     settings = parse_settings({key: text for key, text in found["settings"].items() if key in _LIMITS})
-    return Subject(options.name, settings, f"{host['cgroup']}/{options.name}", frozenset(host["controllers"]),
+    return Subject(options.name, settings, found["cgroup"], frozenset(host["controllers"]),
                    f"{host['stateDir']}/ve/{options.name}", options.seconds)
 
 

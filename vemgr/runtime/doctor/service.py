@@ -49,12 +49,20 @@ def leftovers(host: Host, site: Site) -> Finding:
     found = [f"{directory}/{name}" for name in host.names(directory)
              if name.startswith(".") and name.endswith((".partial", ".removed"))]
     if site.daemon:
-        found += [f"{site.cgroup}/{name}" for name in host.names(site.cgroup)
-                  if host.has(f"{site.cgroup}/{name}/cgroup.procs") and name not in site.running]
+        found += _left_cgroups(host, site, site.cgroup)
     if found:
         return warn(f"left by something that was interrupted, or in progress: {', '.join(found[:5])}",
                     "takes room; the daemon clears it away when it starts", "systemctl restart vemgr")
     return ok("nothing is left of interrupted runs")
+
+
+def _left_cgroups(host: Host, site: Site, directory: str) -> list[str]:
+    """Of VEs that do not run; also in groups, whose names begin with "_"."""
+    found = []
+    for path in (f"{directory}/{name}" for name in host.names(directory)
+                 if name not in site.running and host.has(f"{directory}/{name}/cgroup.procs")):
+        found += _left_cgroups(host, site, path) if path.rpartition("/")[2].startswith("_") else [path]
+    return found
 
 
 PROBES = {"daemon": daemon, "keeper": keeper, "version": version, "on-boot": on_boot, "leftovers": leftovers}

@@ -70,7 +70,8 @@ class Statistics:
         pids = {instance.name: instance.pid for instance in instances}
         sized = {instance.name: instance.pid for instance in instances
                  if instance.definition.settings.disk is not None}
-        found, disks = await asyncio.gather(asyncio.to_thread(_figures, self._cgroups(), list(pids)),
+        places = {name: self._parts.tree.place(name) for name in pids}
+        found, disks = await asyncio.gather(asyncio.to_thread(_figures, self._cgroups(), places),
                                             self._disks.read(sized))
         readings, links = found
         watched = False
@@ -113,13 +114,14 @@ class Statistics:
         return {"name": instance.name, "state": str(instance.state), "counters": counters}
 
 
-def _figures(cgroups: CgroupFigures, names: list[str]) -> tuple[dict[str, dict[str, int]], dict[str, LinkCounters]]:
+def _figures(cgroups: CgroupFigures,
+             places: dict[str, str]) -> tuple[dict[str, dict[str, int]], dict[str, LinkCounters]]:
     """What cannot be read is not available; of what else it speaks is said in the log."""
     links: dict[str, LinkCounters] = {}
     with contextlib.suppress(OSError):
         links = link_counters()
     try:
-        return cgroups.read(names), links
+        return cgroups.read(places), links
     except OSError as error:
         if error.errno != errno.ENOENT:  # the keeper's part of the tree has gone with it
             log.warning("the figures of VEs cannot be read: %s: %s", error.filename, error.strerror)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from vemgr.core.events import Kind
 from vemgr.kernel.pressure import average
@@ -25,20 +25,19 @@ _EVENTS = {"cpu": Kind.CPU_PRESSURE, "memory": Kind.MEMORY_PRESSURE, "io": Kind.
 
 
 class Strain:
-    def __init__(self, journal: Journal, running: Callable[[], list[str]]) -> None:
-        """`running`: names of the VEs that run."""
+    def __init__(self, journal: Journal, running: Callable[[], dict[str, str]]) -> None:
+        """`running`: the VEs that run, with their cgroups."""
         self._journal = journal
         self._running = running
-        self._base = ""
         self._triggers = Triggers(self._on_pressure)
         self._under: set[tuple[str, str]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._left = 0  # looks
 
     def open(self, base: str) -> None:
-        """Watch the VEs' cgroups below `base`, and no others any more. A kernel without PSI has nothing to watch."""
+        """Watch the VEs' cgroups, which are below `base`, and no others any more. A kernel without PSI has nothing to
+        watch."""
         self.close()
-        self._base = base
         self._triggers.open(base, _EVENTS)
 
     def close(self) -> None:
@@ -54,7 +53,7 @@ class Strain:
     async def _look_until_calm(self) -> None:
         while self._left > 0 or self._under:
             self._left -= 1
-            self._take(await asyncio.to_thread(_averages, self._base, self._running()))
+            self._take(await asyncio.to_thread(_averages, self._running()))
             await asyncio.sleep(_REST)
 
     def _take(self, averages: dict[tuple[str, str], float]) -> None:
@@ -66,12 +65,12 @@ class Strain:
         self._under = {each for each in self._under if averages.get(each, 0.0) >= _MOST[each[1]] / 2}
 
 
-def _averages(base: str, names: list[str]) -> dict[tuple[str, str], float]:
+def _averages(directories: Mapping[str, str]) -> dict[tuple[str, str], float]:
     found = {}
-    for name in names:
+    for name, directory in directories.items():
         for kind in _EVENTS:
             # The VE may have ended, or the kernel tells no pressure of this kind.
-            with contextlib.suppress(OSError, ValueError), open(f"{base}/{name}/{kind}.pressure",
+            with contextlib.suppress(OSError, ValueError), open(f"{directory}/{kind}.pressure",
                                                                 encoding="ascii") as file:
                 found[name, kind] = average(file.read())
     return found

@@ -6,17 +6,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
 from vemgr.core.config import parse_settings
 from vemgr.core.events import SCHEDULER
+from vemgr.core.groups import group_key, line_of, shown
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.scheduler.admission import RESOURCES, Promise, Resource, promise_of
-from vemgr.scheduler.explain import Knob, knobs_of
+from vemgr.scheduler.explain import Knob, group_knobs, knobs_of
 from vemgr.scheduler.knobs import is_off
 from vemgr.scheduler.shares import cpu_shares, memory_shares
 
@@ -41,12 +42,14 @@ class Accounting:
         return {"resource": name, "total": capacity.total, "reserve": capacity.reserve,
                 "overcommit": capacity.factor / 1000, "promisable": capacity.promisable,
                 "promised": ledger.promised(name), "free": ledger.free(name), "used": used,
-                "holders": [{"ve": ve, "amount": amount} for ve, amount in ledger.holders(name)]}
+                "holders": [{"ve": shown(holder), "amount": amount} for holder, amount in ledger.holders(name)]}
 
-    def fitting(self, cpus: str, memory: str) -> dict[str, Any]:
-        """How many more VEs with such guarantees can be started. Raises `BadValue`."""
+    def fitting(self, cpus: str, memory: str, group: str = "") -> dict[str, Any]:
+        """How many more VEs with such guarantees can be started, in a group. Raises `BadValue`, `NoSuchGroup`."""
         asked = parse_settings({"cpu-guarantee": cpus or "0", "memory-guarantee": memory or "0"})
-        count, scarce = self._parts.promises.ledger.fitting(Promise(asked.cpu_guarantee, asked.memory_guarantee))
+        self._parts.promises.check_group(replace(asked, group=group))
+        promise = Promise(asked.cpu_guarantee, asked.memory_guarantee)
+        count, scarce = self._parts.promises.ledger.fitting(promise, group_key(group))
         return {"unlimited": count is None, "count": count or 0, "scarce": scarce}
 
     async def explain(self, instance: Instance) -> dict[str, Any]:
@@ -57,12 +60,19 @@ class Accounting:
         ves = {**self._parts.promises.running, name: settings}
         ledger, config = self._parts.promises.ledger, self._parts.promises.config
         capacity = {each.name: ledger.capacity[each.name] for each in RESOURCES}
-        cpus = cpu_shares(capacity["cpus"].total - capacity["cpus"].reserve, ves, config.policy)
-        memory = memory_shares(capacity["memory"].total - capacity["memory"].reserve, ves, config.policy)
+        groups = self._parts.promises.groups
+        cpus = cpu_shares(capacity["cpus"].total - capacity["cpus"].reserve, ves, config.policy, groups)
+        memory = memory_shares(capacity["memory"].total - capacity["memory"].reserve, ves, config.policy, groups)
         promise = promise_of(settings, config.policy)
         wanted = knobs_of(name, settings, cpus, config, PAGESIZE)
+        above = ""
+        for group in reversed(line_of(groups, settings.group)):
+            above += "../"
+            protected = ledger.claimed(group_key(group.name), "memory")
+            wanted += [Knob(f"{above}{knob.file}", knob.wanted, f"group {group.name}: {knob.reason}")
+                       for knob in group_knobs(group, cpus, protected, config, PAGESIZE)]
         return {
-            "name": name, "state": str(instance.state), "policy": str(config.policy),
+            "name": name, "state": str(instance.state), "policy": str(config.policy), "group": settings.group,
             "shares": [
                 _share("cpus", units.format_cpus(promise.cpus), units.format_cpus(settings.cpus), settings.cpu_weight,
                        units.format_cpus(cpus.entitled[name] // 1000), used.get("cpus", "")),
@@ -88,7 +98,7 @@ class Accounting:
     def _value(self, ve: str, file: str) -> str:
         """What is in the file, "" where there is none."""
         try:
-            with open(f"{self._parts.tree.base}/{ve}/{file}", encoding="ascii") as stream:
+            with open(f"{self._parts.tree.path(ve)}/{file}", encoding="ascii") as stream:
                 return stream.read().strip()
         except OSError:
             return ""
@@ -100,7 +110,7 @@ def _share(resource: str, guarantee: str, limit: str, weight: int, entitled: str
 
 
 def _described(knob: Knob, value: str) -> dict[str, str]:
-    near = knob.file == "cpu.weight" and value and not is_off(int(knob.wanted), int(value))
+    near = knob.file.endswith("cpu.weight") and value and not is_off(int(knob.wanted), int(value))
     return {"file": knob.file, "value": value, "wanted": value if near else knob.wanted, "reason": knob.reason}
 
 

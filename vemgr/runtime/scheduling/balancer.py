@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeps what follows from all guarantees together in force: the VEs' cpu.weight, and the memory protection above them.
+"""Keeps what follows from all guarantees together in force: cpu.weight of VEs and groups, and the memory protection of
+the cgroups above VEs.
 
 A weight is relative to the others', so each start, end or change may move that of every VE. This is done in the
 background, for many changes at once, and writes only what `knobs.is_off`: a start does not wait for it.
@@ -12,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from vemgr.runtime.instances import Instance, Parts
+from vemgr.runtime.instances import Parts
 from vemgr.scheduler import knobs
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Balancer:
         self._parts = parts
         self._in_background = in_background
         self._weights: dict[str, int] = {}  # as written
-        self._protected = -1  # not known
+        self._protected: dict[str, int] = {}  # as written; by group, "" for all VEs
         self._touched: set[str] = set()  # VEs whose cgroup was made or written by others since
         self._awake = False
         parts.promises.on_change = self.wake
@@ -36,15 +37,20 @@ class Balancer:
             self._awake = True
             self._in_background(self._run())
 
-    def weight_of(self, instance: Instance) -> int | None:
-        """The cpu.weight that a VE's cgroup should have now; None while it is being changed."""
+    def weight_of(self, name: str, given: int) -> int | None:
+        """The cpu.weight that the cgroup of a VE or a group should have now, which was given another; None while it is
+        being changed."""
         if self._awake:
             return None
-        return self._weights.get(instance.name) if self._parts.promises.ledger.held else instance.in_force.cpu_weight
+        return self._weights.get(name) if self._parts.promises.ledger.held else given
+
+    def protection_of(self, group: str) -> int | None:
+        """The bytes of memory that should be protected in a group's cgroup; None while that is being changed."""
+        return None if self._awake else self._protected.get(group)
 
     def forget(self) -> None:
         """The VEs' cgroups are others now."""
-        self._weights, self._protected = {}, -1
+        self._weights, self._protected = {}, {}
 
     async def _run(self) -> None:
         try:
@@ -55,19 +61,25 @@ class Balancer:
             self._awake = False
 
     async def _balance(self) -> None:
-        limits, ledger = self._parts.limits, self._parts.promises.ledger
+        limits = self._parts.limits
         touched, self._touched = self._touched, set()
         for ve in touched:
             self._weights.pop(ve, None)
         try:
             if "cpu" in limits.controllers:
                 await self._write_weights()
-            promised = ledger.promised("memory")
-            if "memory" in limits.controllers and promised != self._protected:
-                await asyncio.to_thread(limits.protect, promised)
-                self._protected = promised
+            if "memory" in limits.controllers:
+                await self._write_protection(touched)
         except OSError as error:
             log.error("guarantees are not in force: %s: %s", error.filename, error.strerror)
+
+    async def _write_protection(self, touched: set[str]) -> None:
+        wanted = self._parts.promises.protected()
+        self._protected = {key: amount for key, amount in self._protected.items() if key in wanted.keys() - touched}
+        for key, amount in wanted.items():
+            if self._protected.get(key) != amount:
+                await asyncio.to_thread(self._parts.limits.protect, amount, key)
+                self._protected[key] = amount
 
     async def _write_weights(self) -> None:
         wanted = self._parts.promises.cpu_shares().weights

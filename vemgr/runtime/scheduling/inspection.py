@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from mmap import PAGESIZE
 
 from vemgr.core.config import Settings
 from vemgr.core.errors import VemgrError
 from vemgr.core.events import Kind
+from vemgr.core.groups import Group, group_key
 from vemgr.core.resources import expand_cpu_mask
 from vemgr.runtime.instances import Instance, Parts
+from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.readings import text_of
-from vemgr.scheduler.explain import own_knobs
+from vemgr.scheduler.explain import own_group_knobs, own_knobs
 
 _LEAST, _PASS = 64, 6  # VEs at each tick: so many, or so many ticks until all have been looked at
 
@@ -28,11 +30,11 @@ _ATTRIBUTES = {"cpu.max": "cpus", "cpu.max.burst": "cpus", "cpuset.cpus": "cpu_m
 
 
 class Inspection:
-    """`weight_of`: the cpu.weight that a VE has been given, None while that is being changed."""
+    """`balancer`: knows the values that follow from all guarantees together."""
 
-    def __init__(self, parts: Parts, weight_of: Callable[[Instance], int | None]) -> None:
+    def __init__(self, parts: Parts, balancer: Balancer) -> None:
         self._parts = parts
-        self._weight_of = weight_of
+        self._balancer = balancer
         self._next = 0
 
     def due(self, running: list[Instance]) -> list[Instance]:
@@ -48,9 +50,12 @@ class Inspection:
         """By file what it holds and should hold. Of a VE that a verb is at work on nothing can be said."""
         if instance.lock.locked() or not instance.running:
             return {}
-        directory = f"{self._parts.tree.base}/{instance.name}"
+        return self._differing(instance.name, self._wanted(instance))
+
+    def _differing(self, name: str, all_wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        directory = self._parts.tree.path(name)
         found = {}
-        for file, wanted in self._wanted(instance).items():
+        for file, wanted in all_wanted.items():
             value = text_of(f"{directory}/{file}")
             if value is not None and not _same(file, value.strip(), wanted):
                 found[file] = (value.strip(), wanted)
@@ -61,10 +66,46 @@ class Inspection:
         wanted = {knob.file: knob.wanted for knob in own_knobs(settings, self._parts.promises.config, PAGESIZE)}
         if settings.cpu_mask is not None:
             wanted["cpuset.cpus"] = settings.cpu_mask
-        weight = self._weight_of(instance)
+        weight = self._balancer.weight_of(instance.name, settings.cpu_weight)
         if weight is not None:
             wanted["cpu.weight"] = str(weight)
         return wanted
+
+    async def groups(self) -> None:
+        """Look at the cgroups of groups, and put right what is not as it should be. There are few."""
+        promises = self._parts.promises
+        if promises.changing.locked():
+            return
+        for key in self._parts.tree.groups():
+            group, protected = promises.groups.get(key[1:]), self._balancer.protection_of(key)
+            if group is None or (protected is None and promises.ledger.held):
+                continue
+            knobs = own_group_knobs(group.settings, protected or 0, promises.config, PAGESIZE)
+            wanted = {knob.file: knob.wanted for knob in knobs}
+            weight = self._balancer.weight_of(key, group.settings.cpu_weight)
+            if weight is not None:
+                wanted["cpu.weight"] = str(weight)
+            if self._differing(key, wanted):
+                await self._put_group_right(group, wanted)
+
+    async def _put_group_right(self, group: Group, wanted: Mapping[str, str]) -> None:
+        key, limits = group_key(group.name), self._parts.limits
+        async with self._parts.promises.changing:
+            found = self._differing(key, wanted)
+            if not found or self._parts.promises.groups.get(group.name) is not group:
+                return
+            try:
+                protecting = {file for file in found if file in ("memory.min", "memory.low")}
+                await self._write(key, group.settings, {file: found[file] for file in found.keys() - protecting})
+                if protecting:
+                    await asyncio.to_thread(limits.protect, self._balancer.protection_of(key) or 0, key)
+            except (OSError, VemgrError) as error:
+                outcome = f"not put right: {error}"
+            else:
+                outcome = "put right"
+        for file, (value, should) in found.items():
+            self._parts.journal.add(Kind.RESTORED, "", f"group {group.name}: {file} was {value}, not {should}: "
+                                                       f"{outcome}")
 
     async def put_right(self, instance: Instance) -> None:
         """Look again, since others may have been at work, and with the VE held write what is not as it should be."""

@@ -17,13 +17,14 @@ from typing import Any
 
 from vemgr.core.config import MIB
 from vemgr.core.events import Kind
+from vemgr.core.groups import group_key, is_group_key, line_of, shown
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.scheduling import readings
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.inspection import Inspection
 from vemgr.runtime.triggers import Triggers
 from vemgr.scheduler.admission import promise_of
-from vemgr.scheduler.control import Reclaimer, Shortfalls, Snapshot, Standing, Take
+from vemgr.scheduler.control import GroupMemory, Reclaimer, Shortfalls, Snapshot, Standing, Take, in_groups
 from vemgr.scheduler.shares import memory_shares
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class ControlLoop:
     def __init__(self, parts: Parts, instances: Instances, balancer: Balancer) -> None:
         self._parts = parts
         self._instances = instances
-        self._inspection = Inspection(parts, balancer.weight_of)
+        self._inspection = Inspection(parts, balancer)
         self._reclaimer = Reclaimer()
         self._shortfalls = Shortfalls()
         self._stalls: dict[str, tuple[float, int]] = {}
@@ -92,6 +93,7 @@ class ControlLoop:
                 await self._reclaim(take)
         for instance in off:
             await self._inspection.put_right(instance)
+        await self._inspection.groups()
         await self._inspection.protect_again()
         self._tell_reclaimed(now)
 
@@ -111,28 +113,40 @@ class ControlLoop:
         reserve = self._parts.promises.ledger.capacity["memory"].reserve
         if not self._reclaimer.is_due(left, reserve, self._stalled("memory", now)):
             return []
-        base = self._parts.tree.base
         standings = self._standings(running)
-        found = readings.memories({ve: f"{base}/{ve}" for ve in running},
+        found = readings.memories({ve: self._parts.tree.path(ve) for ve in running},
                                   {ve: standing.promised for ve, standing in standings.items()})
+        standings = in_groups(standings, {ve: reading.current for ve, reading in found.items()},
+                              self._terms_of_groups(running))
         return self._reclaimer.decide(Snapshot(now, left, found), standings)
+
+    def _terms_of_groups(self, running: dict[str, Instance]) -> list[GroupMemory]:
+        promises = self._parts.promises
+        members: dict[str, list[str]] = {}
+        for ve, instance in running.items():
+            for group in line_of(promises.groups, instance.in_force.group):
+                members.setdefault(group.name, []).append(ve)
+        return [GroupMemory(tuple(ves), promises.ledger.claimed(group_key(name), "memory"),
+                            promises.groups[name].settings.memory if name in promises.groups else None)
+                for name, ves in members.items()]
 
     def _standings(self, running: dict[str, Instance]) -> dict[str, Standing]:
         promises = self._parts.promises
         capacity, policy = promises.ledger.capacity["memory"], promises.config.policy
         settings = {ve: instance.in_force for ve, instance in running.items()}
-        entitled = memory_shares(capacity.total - capacity.reserve, settings, policy)
+        entitled = memory_shares(capacity.total - capacity.reserve, settings, policy, promises.groups)
         return {ve: Standing(promise_of(each, policy).memory, entitled[ve], each.memory)
                 for ve, each in settings.items()}
 
     def _look_at_cpus(self, running: dict[str, Instance], now: float) -> None:
         if "cpu" not in self._parts.limits.controllers or self._stalled("cpu", now) < _WAITS:
             return
-        base, held = self._parts.tree.base, self._parts.promises.ledger.held
-        promised = {ve: held[ve].cpus for ve in running if ve in held and held[ve].cpus}
-        found = {ve: reading for ve in promised if (reading := readings.cpu_of(f"{base}/{ve}")) is not None}
+        tree, held = self._parts.tree, self._parts.promises.ledger.held
+        promised = {name: held[name].cpus for name in (*running, *tree.groups()) if name in held and held[name].cpus}
+        found = {ve: reading for ve in promised if (reading := readings.cpu_of(tree.path(ve))) is not None}
         for ve, news in self._shortfalls.look(now, found, promised).items():
-            self._parts.journal.add(Kind.UNMET, ve, news)
+            group = is_group_key(ve)
+            self._parts.journal.add(Kind.UNMET, "" if group else ve, f"{shown(ve)}: {news}" if group else news)
 
     async def _reclaim(self, take: Take) -> None:
         try:

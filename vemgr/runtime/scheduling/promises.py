@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from vemgr.core.config import Settings
+from vemgr.core.errors import NoSuchGroup
+from vemgr.core.groups import Group, group_key, line_of
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.scheduler.admission import Ledger, Promise, capacities, promise_of
 from vemgr.scheduler.shares import CpuShares, cpu_shares
@@ -20,19 +23,28 @@ def host_resources() -> tuple[int, int]:
 
 
 class Promises:
-    """`ledger`: the sums. `running`: the settings of all VEs that run or are about to. `on_change` is called with a VE
+    """`ledger`: the sums. `running`: the settings of all VEs that run or are about to. `groups`: all.
+    `changing`: held while one is defined, changed or removed, or its cgroup made. `on_change` is called with a VE
     when what follows from guarantees may have changed: not for VEs without, on a host where nobody has any."""
 
     def __init__(self, config: SchedulerConfig, cpus: int, memory: int) -> None:
         self.config = config
         self.ledger = Ledger(capacities(config, cpus, memory))
         self.running: dict[str, Settings] = {}
+        self.groups: dict[str, Group] = {}
+        self.changing = asyncio.Lock()
         self.on_change: Callable[[str], None] = lambda _ve: None
         self._kept: set[str] = set()
 
+    def check_group(self, settings: Settings) -> None:
+        """Raises `NoSuchGroup`."""
+        if settings.group and settings.group not in self.groups:
+            raise NoSuchGroup(settings.group)
+
     def check(self, ve: str, settings: Settings) -> None:
-        """Raises `Overcommitted`."""
-        self.ledger.check(ve, promise_of(settings, self.config.policy))
+        """Raises `Overcommitted`, `NoSuchGroup`."""
+        self.check_group(settings)
+        self.ledger.check(ve, promise_of(settings, self.config.policy), group_key(settings.group))
 
     @contextlib.contextmanager
     def admitted(self, ve: str, settings: Settings) -> Iterator[None]:
@@ -55,6 +67,8 @@ class Promises:
     def adopt(self, ve: str, settings: Settings) -> None:
         """A VE that runs already keeps what it was promised, whether or not it would be today. The daemon before may
         have died before it took a weight back, so what is in force has to be looked at in any case."""
+        if settings.group and settings.group not in self.groups:  # its definition was lost
+            self.adopt_group(Group(settings.group))
         self._enter(ve, settings)
         self.on_change(ve)
 
@@ -83,21 +97,65 @@ class Promises:
         config = replace(self.config, policy=policy)
         capacity = self.ledger.capacity
         ledger = Ledger({name: replace(each, factor=config.factor(name)) for name, each in capacity.items()})
+        for group in self._outermost_first():
+            terms = self._terms(group, policy)
+            ledger.check_group(group_key(group.name), *terms)
+            ledger.hold_group(group_key(group.name), *terms)
         for ve, settings in self.running.items():
-            promise = promise_of(settings, policy)
-            ledger.check(ve, promise)
-            ledger.hold(ve, promise)
+            promise, inside = promise_of(settings, policy), group_key(settings.group)
+            ledger.check(ve, promise, inside)
+            ledger.hold(ve, promise, inside)
         self.config, self.ledger = config, ledger
         for ve in self.running:
             self.on_change(ve)
 
     def cpu_shares(self) -> CpuShares:
         capacity = self.ledger.capacity["cpus"]
-        return cpu_shares(capacity.total - capacity.reserve, self.running, self.config.policy)
+        return cpu_shares(capacity.total - capacity.reserve, self.running, self.config.policy, self.groups)
+
+    def protected(self) -> dict[str, int]:
+        """Bytes of memory that are to be protected: by group with a VE in it, "" for all VEs together. A group in which
+        nothing runs has no use for what it was promised."""
+        used = {group_key(group.name) for name in {each.group for each in self.running.values()}
+                for group in line_of(self.groups, name)}
+        idle = [group_key(group.name) for group in self.groups.values()
+                if not group.parent and group_key(group.name) not in used]
+        claimed = self.ledger.claimed
+        return {"": self.ledger.promised("memory") - sum(claimed(key, "memory") for key in idle),
+                **{key: claimed(key, "memory") for key in used}}
+
+    def admit_group(self, group: Group) -> None:
+        """Define or change a group. Raises `Overcommitted`; then nothing has changed."""
+        self.ledger.check_group(group_key(group.name), *self._terms(group, self.config.policy))
+        self.adopt_group(group)
+
+    def adopt_group(self, group: Group) -> None:
+        """A group that was promised before keeps it, whether or not it would be promised today."""
+        self.groups[group.name] = group
+        had = bool(self.ledger.held)
+        self.ledger.hold_group(group_key(group.name), *self._terms(group, self.config.policy))
+        if had or self.ledger.held:
+            self.on_change(group_key(group.name))
+
+    def drop_group(self, name: str) -> None:
+        """One that nothing is in."""
+        if self.ledger.held:
+            self.on_change(group_key(name))
+        del self.groups[name]
+        self.ledger.drop_group(group_key(name))
+
+    def _outermost_first(self) -> list[Group]:
+        return sorted(self.groups.values(), key=lambda group: len(line_of(self.groups, group.name)))
+
+    @staticmethod
+    def _terms(group: Group, policy: Policy) -> tuple[Promise, dict[str, int | None], str]:
+        settings = group.settings
+        return (promise_of(settings, policy), {"cpus": settings.cpus, "memory": settings.memory},
+                group_key(group.parent))
 
     def _enter(self, ve: str, settings: Settings) -> None:
         self.running[ve] = settings
         had = bool(self.ledger.held)
-        self.ledger.hold(ve, promise_of(settings, self.config.policy))
+        self.ledger.hold(ve, promise_of(settings, self.config.policy), group_key(settings.group))
         if had or self.ledger.held:
             self.on_change(ve)
