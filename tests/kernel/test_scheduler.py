@@ -2,6 +2,7 @@
 """What the scheduler tells and refuses on this host's kernel, whichever controllers it has."""
 
 import asyncio
+import json
 import os
 import subprocess
 
@@ -98,3 +99,17 @@ def test_pressure_wakes(tmp_path):
             process.kill()
             process.wait()
         os.rmdir(group)
+
+
+def test_demand_is_recorded_and_simulated(vemgr, running, tmp_path):
+    """While a VE computes: what it used is what is in the file, and the simulator reads it."""
+    file = tmp_path / "host.jsonl"
+    with vemgr.popen("exec", running, "--", "sh", "-c", "while :; do :; done") as busy:
+        vemgr("scheduler", "record", "--seconds", "2", "--interval", "0.5", str(file))
+        vemgr("stop", "--kill", running)
+        busy.communicate(timeout=60)
+    samples = [json.loads(line)["ves"] for line in file.read_text().splitlines() if '"at"' in line]
+    assert samples
+    assert any(sample.get(running, {}).get("cpus-used", 0) > 0 for sample in samples)
+    found = vemgr.json("scheduler", "simulate", str(file))
+    assert running in [kind["kind"] for kind in found["kinds"]]

@@ -188,6 +188,20 @@ class Statistics(TypedDict):
     counters: list[Beancounter]
 
 
+class Demand(TypedDict):
+    name: str
+    pid: int
+    settings: dict[str, str]
+    cpuUsed: int
+    cpuWaited: int | None
+    memory: int | None
+    workingSet: int | None
+    ioRead: int | None
+    ioWrite: int | None
+    netIn: int | None
+    netOut: int | None
+
+
 class EventInfo(TypedDict):
     number: int
     time: float
@@ -319,6 +333,7 @@ class Service(Protocol):
     async def set_group(self, name: str, texts: dict[str, str]) -> None: ...
     async def remove_group(self, name: str) -> None: ...
     async def examine(self, installed: str) -> list[dict[str, Any]]: ...
+    async def demand(self) -> list[dict[str, Any]]: ...
     async def statistics(self, names: list[str]) -> list[dict[str, Any]]: ...
     async def explain(self, name: str) -> dict[str, Any]: ...
     def policy(self) -> dict[str, Any]: ...
@@ -621,6 +636,13 @@ class ManagerInterface(VarlinkInterface, name=NAME):
         this host, or there is no such thing. Of "cpus" (in us), "io-", "iops-" and "net-", `held` is what was used so
         far, and limit and guarantee are per second. A VE that does not run has no counters."""
         return await self._service.statistics(names or [])  # type: ignore[return-value]
+
+    @varlinkmethod(return_parameter="ves")
+    async def GetDemand(self) -> list[Demand]:
+        """What the VEs that run have used and waited for so far: CPU in us (`cpuWaited`: some thread waited for one),
+        bytes read and written on disks and through links; bytes of memory now, and those of them that are not idle.
+        With the settings that the scheduler goes by. What is null this host does not tell."""
+        return await self._service.demand()  # type: ignore[return-value]
 
     @varlinkmethod
     def GetPolicy(self) -> PolicyInfo:

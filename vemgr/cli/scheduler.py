@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,11 +13,16 @@ from vemgr.api.location import DEFAULT_PATH
 from vemgr.cli import completion, connection, tables
 from vemgr.cli.events import follow_option, line, show, since_option
 from vemgr.cli.events import json_option as events_json_option
+from vemgr.cli.recording import record
 from vemgr.core.errors import BadValue, SystemFailure
 from vemgr.core.events import SCHEDULER
 from vemgr.core.resources import format_cpus
 
+if TYPE_CHECKING:
+    from vemgr.scheduler.scenario import Scenario
+
 _SCENARIOS = Path(__file__).parents[1] / "scheduler/scenarios"
+_RECORDING = ".jsonl"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -152,12 +157,12 @@ def _own_scenarios() -> list[str]:
 @click.argument("scenario", shell_complete=_scenarios)
 @json_option
 def simulate(scenario: str, as_json: bool) -> None:
-    """What the scheduler makes of a scenario, a file or one of vemgr's own; nothing of this host is touched."""
+    """What the scheduler makes of a scenario, a file or one of vemgr's own, or of a recording; nothing of this host is
+    touched."""
     # A tenth of a second that no other verb needs.
-    from vemgr.scheduler.scenario import parse_scenario  # noqa: PLC0415
     from vemgr.scheduler.simulation import Simulation  # noqa: PLC0415
 
-    found = Simulation(parse_scenario(_read(scenario))).run().as_dict()
+    found = Simulation(_scenario(scenario)).run().as_dict()
     if as_json:
         tables.as_json(found)
         return
@@ -174,15 +179,34 @@ def simulate(scenario: str, as_json: bool) -> None:
                   for row in found["kinds"]], ("kind", "started", "refused", "cpus", "memory", "io"))
 
 
-def _read(scenario: str) -> dict[str, Any]:
+def _scenario(text: str) -> Scenario:
+    """A file that ends in .jsonl is a recording, and a scenario's key `recording` names one beside it."""
+    from vemgr.scheduler.recording import read_recording  # noqa: PLC0415
+    from vemgr.scheduler.scenario import parse_scenario  # noqa: PLC0415
+
+    own = "/" not in text and not text.endswith((".toml", _RECORDING))
+    path = _SCENARIOS / f"{text}.toml" if own else Path(text)
+    document: dict[str, Any] = {"recording": path.name} if text.endswith(_RECORDING) else _read(path, text)
+    if "recording" not in document:
+        return parse_scenario(document)
+    recorded = path.parent / str(document["recording"])
+    try:
+        with recorded.open(encoding="utf-8") as lines:
+            return parse_scenario(document, read_recording(lines))
+    except (OSError, ValueError) as error:
+        raise SystemFailure(f"{recorded} cannot be read: {error}", path=recorded) from error
+
+
+def _read(path: Path, scenario: str) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415
 
-    own = "/" not in scenario and not scenario.endswith(".toml")
-    path = _SCENARIOS / f"{scenario}.toml" if own else Path(scenario)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        remedy = f"name a file ending in .toml, or one of: {', '.join(_own_scenarios())}"
+        remedy = f"name a file ending in .toml or {_RECORDING}, or one of: {', '.join(_own_scenarios())}"
         raise BadValue("scenario", scenario, "not found", remedy=remedy) from error
     except (OSError, ValueError, RecursionError) as error:
         raise SystemFailure(f"{path} cannot be read: {error}", path=path) from error
+
+
+scheduler.add_command(record)

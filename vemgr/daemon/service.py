@@ -23,6 +23,7 @@ from vemgr.runtime.manager import Manager
 from vemgr.runtime.observing.statistics import Statistics
 from vemgr.runtime.ordering import Outcome
 from vemgr.runtime.scheduling.accounting import Accounting
+from vemgr.runtime.scheduling.demands import Demands
 from vemgr.runtime.store import storage_errors
 
 
@@ -36,6 +37,7 @@ class DaemonService:
         self._keeper_pid = keeper_pid
         self._end = end
         self._accounting = Accounting(parts)
+        self._demands = Demands(parts, manager.instances)
         self._statistics = statistics
 
     def ves(self) -> list[dict[str, Any]]:
@@ -258,6 +260,9 @@ class DaemonService:
 
     async def statistics(self, names: list[str]) -> list[dict[str, Any]]:
         return await self._statistics.collect(names)
+
+    async def demand(self) -> list[dict[str, Any]]:
+        return await self._demands.look()
 
     async def explain(self, name: str) -> dict[str, Any]:
         return await self._accounting.explain(self._manager.instances.get(name))

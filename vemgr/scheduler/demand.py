@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vemgr.core import resources as units
 from vemgr.core.errors import BadParameter, BadValue
@@ -20,6 +20,14 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def phase(number: int) -> float:
     """Where in a spread the VE of this number is, from 0 to 1: evenly for any number of them, and without chance."""
     return number * _GOLDEN % 1
+
+
+class Wanted(Protocol):
+    """Demand that was made up (`Demand`) or recorded (`recording.Recorded`)."""
+
+    def at(self, time: float, number: int, /) -> int:
+        """At so many seconds from the beginning, in the resource's unit, for the VE of this number of its kind."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vemgr.core.config import Settings, parse_settings
 from vemgr.core.errors import BadParameter, BadValue
 from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
-from vemgr.scheduler.demand import AMOUNTS, Demand, parse_amount, parse_demand, parse_time
+from vemgr.scheduler.demand import AMOUNTS, Wanted, parse_amount, parse_demand, parse_time
+from vemgr.scheduler.recording import Recording
 
 _MOST_VES, _MOST_HOSTS, _MOST_TICKS = 1_000_000, 100_000, 100_000
 
@@ -23,7 +24,7 @@ class Kind:
     name: str
     count: int
     settings: Settings
-    demand: Mapping[str, Demand]
+    demand: Mapping[str, Wanted]
     start: float = 0
     stop: float = math.inf
     spread: float = 0
@@ -42,26 +43,39 @@ class Scenario:
     kinds: tuple[Kind, ...] = field(default=())
 
 
-def parse_scenario(document: Mapping[str, Any]) -> Scenario:
-    """From the file's key-value pairs. Raises `BadParameter`, `BadValue`."""
-    _known(document, ("description", "ticks", "tick", "host", "scheduler", "ve"), "")
+def parse_scenario(document: Mapping[str, Any], recording: Recording | None = None) -> Scenario:
+    """From the file's key-value pairs. `recording`: what its key of this name stands for; its VEs come beside those of
+    the document, and its host's amounts hold where no others are given. Raises `BadParameter`, `BadValue`."""
+    _known(document, ("description", "ticks", "tick", "host", "scheduler", "ve", "recording", "copies"), "")
     host = _table("host", document.get("host", {}))
     _known(host, ("count", *AMOUNTS), "host.")
-    tick = parse_time("tick", document.get("tick", 10))
+    tick = parse_time("tick", document.get("tick", recording.interval if recording else 10))
     if not tick:
         raise BadValue("tick", 0, "no time passes")
     kinds = document.get("ve", [])
-    if not isinstance(kinds, list) or not kinds:
+    if not isinstance(kinds, list) or not (kinds or recording):
         raise BadValue("ve", type(kinds).__name__, "no kinds of VEs", remedy="write [[ve]]")
-    found = tuple(_kind(number, _table("ve", kind)) for number, kind in enumerate(kinds))
+    copies = _count("copies", {"count": document.get("copies", 1)}, _MOST_VES)
+    found = (*_recorded(recording, copies), *(_kind(number, _table("ve", kind)) for number, kind in enumerate(kinds)))
     if sum(kind.count for kind in found) > _MOST_VES or len({kind.name for kind in found}) != len(found):
         raise BadValue("ve", len(found), f"more than {_MOST_VES} VEs, or two kinds of one name")
     return Scenario(
         description=str(document.get("description", ""))[:500], tick=tick,
         hosts=_count("host.count", host, _MOST_HOSTS),
-        ticks=_count("ticks", {"count": document.get("ticks", 60)}, _MOST_TICKS),
-        amounts={name: parse_amount(f"host.{name}", name, host[name]) for name in AMOUNTS if name in host},
-        scheduler=parse_scheduler(document.get("scheduler", {})), kinds=found)
+        ticks=_count("ticks", {"count": document.get("ticks", _ticks(recording, tick))}, _MOST_TICKS),
+        amounts={**(recording.amounts if recording else {}),
+                 **{name: parse_amount(f"host.{name}", name, host[name]) for name in AMOUNTS if name in host}},
+        scheduler=parse_scheduler(document.get("scheduler", {"policy": recording.policy} if recording else {})),
+        kinds=found)
+
+
+def _ticks(recording: Recording | None, tick: float) -> int:
+    return 60 if recording is None else min(_MOST_TICKS, max(1, math.ceil(recording.seconds / tick - 0.01)))
+
+
+def _recorded(recording: Recording | None, copies: int) -> Iterator[Kind]:
+    for name, ve in (recording.ves if recording else {}).items():
+        yield Kind(name, copies, ve.settings, ve.demand, ve.start, ve.stop)
 
 
 def _kind(number: int, table: Mapping[str, Any]) -> Kind:

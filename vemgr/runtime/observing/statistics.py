@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vemgr.core.beancounters import beancounters, full_of, needs_watching
@@ -94,14 +94,8 @@ class Statistics:
         return self._figures
 
     def _link(self, ve: str, links: dict[str, LinkCounters]) -> dict[str, int]:
-        """What has gone through all its links, as the VE sees it: what the host sends it receives."""
         attachment = self._parts.networking.attachments.get(ve)
-        ports = [links[port] for port in attachment.ports if port in links] if attachment is not None else []
-        if not ports:
-            return {}
-        return {"link.in": sum(port.sent for port in ports), "link.out": sum(port.received for port in ports),
-                "link.in_dropped": sum(port.sent_dropped for port in ports),
-                "link.out_dropped": sum(port.received_dropped for port in ports)}
+        return through_links(attachment.ports if attachment is not None else (), links)
 
     def _described(self, instance: Instance, readings: dict[str, int] | None) -> dict[str, Any]:
         counters: list[dict[str, Any]] = []
@@ -112,6 +106,16 @@ class Statistics:
             counters = beancounters(readings, settings, self._parts.tree.controllers,
                                     (promise.cpus, promise.memory), peaks)
         return {"name": instance.name, "state": str(instance.state), "counters": counters}
+
+
+def through_links(names: Iterable[str], links: Mapping[str, LinkCounters]) -> dict[str, int]:
+    """What has gone through all links of a VE, as the VE sees it: what the host sends it receives."""
+    ports = [links[name] for name in names if name in links]
+    if not ports:
+        return {}
+    return {"link.in": sum(port.sent for port in ports), "link.out": sum(port.received for port in ports),
+            "link.in_dropped": sum(port.sent_dropped for port in ports),
+            "link.out_dropped": sum(port.received_dropped for port in ports)}
 
 
 def _figures(cgroups: CgroupFigures,

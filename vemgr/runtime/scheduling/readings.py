@@ -49,8 +49,8 @@ def memories(directories: Mapping[str, str], promised: Mapping[str, int]) -> dic
     it makes the kernel add up its counters."""
     current = {ve: int(text) for ve, path in directories.items() if (text := text_of(f"{path}/memory.current"))}
     largest = heapq.nlargest(_LARGEST, current, key=lambda ve: current[ve] - promised[ve])
-    swap, found = _swap_left(), {}
-    inside = {ve: _inside(directories[ve], swap) for ve in largest}
+    swap, found = swap_left(), {}
+    inside = {ve: idle_of(directories[ve], swap) for ve in largest}
     for ve, amount in current.items():
         waited = stall(directories[ve], "memory")
         if waited is not None:
@@ -59,7 +59,7 @@ def memories(directories: Mapping[str, str], promised: Mapping[str, int]) -> dic
     return found
 
 
-def _inside(directory: str, swap: int) -> tuple[int, int]:
+def idle_of(directory: str, swap: int) -> tuple[int, int]:
     """Bytes that are idle, and pages read back. Of anonymous memory no more can be taken than there is swap for."""
     found = _table(text_of(f"{directory}/memory.stat") or "")
     if swap:
@@ -73,12 +73,18 @@ def _inside(directory: str, swap: int) -> tuple[int, int]:
     return idle // PAGESIZE * PAGESIZE, refaults
 
 
-def _swap_left() -> int:
+def swap_left() -> int:
     left = 0
     for line in (text_of("/proc/swaps") or "").splitlines()[1:]:
         *_, size, taken, _ = line.split()
         left += (int(size) - int(taken)) * 1024
     return left
+
+
+def cpu_used(directory: str) -> int | None:
+    """Microseconds."""
+    text = text_of(f"{directory}/cpu.stat")
+    return None if text is None else _table(text)["usage_usec"]
 
 
 def cpu_of(directory: str) -> Cpu | None:
