@@ -2,19 +2,21 @@
 """The drivers of the comparison: each does what the interface says, and a run that is killed leaves nothing."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.conftest import eventually
-from vemgr.compare import drivers
+from vemgr.compare import drivers, stage
 from vemgr.compare.driver import Background, CommandTimedOut, Context, Driver, Instance, Resources
 from vemgr.compare.guests import accelerator
 from vemgr.compare.guests.accelerator import Verdict
@@ -67,7 +69,38 @@ def ready(name, context, vemgr):
         driver.close()
 
 
+def on_stage(test):
+    """As a run does it: where v1 has the controllers, in a mount namespace with a cgroup v2 tree, and so in a child."""
+    @functools.wraps(test)
+    def do(**fixtures):
+        if not stage.is_hybrid():
+            test(**fixtures)
+            return
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            with open(writer, "w") as said:
+                try:
+                    stage.enter()
+                    test(**fixtures)
+                except pytest.skip.Exception as why:
+                    said.write(f"skip:{why}")
+                except BaseException:
+                    said.write(traceback.format_exc())
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as said:
+            found = said.read()
+        assert os.waitpid(child, 0)[1] == 0, found
+        if found.startswith("skip:"):
+            pytest.skip(found.removeprefix("skip:"))
+        assert not found, found
+    return do
+
+
 @pytest.mark.parametrize("name", LOCAL)
+@on_stage
 def test_an_instance_runs_commands(name, context, fresh):
     with ready(name, context, fresh) as driver:
         instance = driver.start("cmp-one", RESOURCES)

@@ -40,6 +40,7 @@ def run(tmp_path):
             return kept.lines
         finally:
             kept.close()
+    do.directory = tmp_path / "out"
     return do
 
 
@@ -70,6 +71,31 @@ def test_a_disturbed_run_is_done_again_a_bounded_number_of_times(run, monkeypatc
         (0, 1, False, 1), (1, 1, True, 2), (1, 2, True, 3), (1, 3, False, 4),
         (2, 1, True, 5), (2, 2, True, 6), (2, 3, True, 7), (3, 1, False, 8)]
     assert lines[1].invalid == "steal 50%"
+
+
+def test_a_quick_run_goes_on_to_the_next_round_instead(run, monkeypatch):
+    noisy(monkeypatch, 0, 0.5, 0, 0.5)
+    lines = run([Counting(rounds=3)], ["ve"], quick=True)
+    assert [(line.round, line.attempt, bool(line.invalid)) for line in lines] == [
+        (0, 1, False), (1, 1, True), (2, 1, False), (3, 1, True)]
+
+
+def test_a_quick_run_does_not_begin_what_it_could_not_end(run, quiet):
+    """A work with instances of its own, of which only the time of a start is known."""
+    now = [0.0]
+
+    class Slow(Counting):
+        def measure(self, stage):
+            now[0] += 10
+            return super().measure(stage)
+
+    works = [Slow("start", rounds=1), Slow("consolidation", rounds=1)]
+    for budget, done in ((59, []), (61, ["ve"])):
+        now[0] = 0.0
+        works[1].done.clear()
+        shutil.rmtree(run.directory, ignore_errors=True)
+        run(works, ["ve"], quick=True, budget=budget, clock=lambda: now[0])
+        assert works[1].done == done
 
 
 def test_what_cannot_be_done_is_left_out_with_its_reason_and_the_rest_goes_on(run, quiet):

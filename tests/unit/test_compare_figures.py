@@ -117,6 +117,13 @@ def test_what_is_cold_does_not_warm_up():
     assert sorted((task.round, task.workload) for task in tasks) == [(0, "b"), (1, "a"), (1, "b"), (2, "a")]
 
 
+def test_what_has_a_rank_comes_before_or_after_the_others_of_its_round():
+    tasks = schedule.plan(1, dict.fromkeys("abcde", 3), ["ve"], ranks={"e": -1, "b": 2, "a": 1})
+    for number in range(4):
+        order = "".join(task.workload for task in tasks if task.round == number)
+        assert order[0] == "e" and {*order[1:3]} == {*"cd"} and order[3:] == "ab"
+
+
 def test_the_time_that_is_left():
     tasks = [Task(1, "a", "host"), Task(1, "a", "ve"), Task(2, "a", "crun")]
     assert schedule.time_left(tasks, {("a", "host"): 1.0, ("a", "ve"): 4.0}) == 1 + 4 + 4

@@ -23,7 +23,10 @@ from vemgr.core.errors import VemgrError
 
 _MOST_FAILURES = 3
 #: Groups whose works start instances of their own.
-SHORT_LIVED = frozenset({"start", "density", "consolidation", "isolation"})
+SHORT_LIVED = frozenset({"start", "density", "consolidation", "isolation", "update"})
+#: A quick run begins with what it is asked for most, and what takes long comes when all else has been done.
+_QUICK_RANKS = {"start": -1, "density": 1, "consolidation": 2}
+_STARTS = 5  # that such a work takes, as long as nothing else is known of it
 
 
 class Campaign:
@@ -39,6 +42,8 @@ class Campaign:
         self._absent = {(line.workload, line.driver) for line in kept.lines if isinstance(line, Absent)}
         self._asked = set(self._absent)
         self._failures: Counter[tuple[str, str]] = Counter()
+        # A quick run has no time for the same again: the next round is another attempt.
+        self._attempts = 1 if header.quick else noise.MOST_ATTEMPTS
 
     def run(self) -> None:
         """All that is still to be done. Raises `NoSpace` where samples cannot be kept, and lets interruptions pass."""
@@ -60,8 +65,10 @@ class Campaign:
         rounds = {work.name: work.rounds for work in self._header.works}
         columns = [column.name for column in self._header.columns if column.name in self._stages]
         done = {Task(line.round, line.workload, line.driver) for line in self._kept.lines if isinstance(line, Sample)
-                and (not line.invalid or line.attempt >= noise.MOST_ATTEMPTS)}
-        planned = plan(self._header.seed, rounds, columns, cold=SHORT_LIVED if self._header.quick else ())
+                and (not line.invalid or line.attempt >= self._attempts)}
+        quick = self._header.quick
+        planned = plan(self._header.seed, rounds, columns, cold=SHORT_LIVED if quick else (),
+                       ranks=_QUICK_RANKS if quick else None)
         open_ = [task for task in planned if task.round > 0 and task not in done]
         cold = {task.pair for task in open_}  # after an interruption, too: what was warm is gone
         return [task for task in planned if task.round == 0 and task.pair in cold] + open_
@@ -69,7 +76,9 @@ class Campaign:
     def _too_late(self, task: Task) -> bool:
         """A quick run leaves out what would not end in time. The warm-up is done in any case: it tells how long things
         take."""
-        return task.round > 0 and self._clock() + self._taken.get(task.pair, 0) > self._deadline
+        start = self._taken.get(("start", task.driver), 0)
+        unknown = start * _STARTS if task.workload in SHORT_LIVED else 0
+        return task.round > 0 and self._clock() + self._taken.get(task.pair, unknown) > self._deadline
 
     def _do(self, task: Task) -> None:
         work, stage = self._works[task.workload], self._stages[task.driver]
@@ -78,7 +87,7 @@ class Campaign:
             if why := _missing(work, stage):
                 self._leave_out(task, why)
                 return
-        for attempt in range(1, noise.MOST_ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             sample = self._sample(task, work, stage, attempt)
             self._kept.add(sample)
             if sample.error:

@@ -29,13 +29,16 @@ class Task:
         return self.workload, self.driver
 
 
-def plan(seed: int, rounds: Mapping[str, int], drivers: Sequence[str], cold: Collection[str] = ()) -> list[Task]:
-    """All tasks in their order. `rounds`: how often each work is counted; those of `cold` do not warm up."""
+def plan(seed: int, rounds: Mapping[str, int], drivers: Sequence[str], cold: Collection[str] = (),
+         ranks: Mapping[str, int] | None = None) -> list[Task]:
+    """All tasks in their order. `rounds`: how often each work is counted; those of `cold` do not warm up. `ranks`: of
+    works that come before (below 0) or after the others of their round, where a run may not come to its end."""
     tasks = []
+    ranked = ranks or {}
     for number in range(WARM_UP, max(rounds.values(), default=-1) + 1):
         dice = random.Random(f"{seed} {number}")  # noqa: S311
         wanted = [name for name in rounds if rounds[name] >= number and (number > WARM_UP or name not in cold)]
-        for workload in _shuffled(dice, wanted):
+        for workload in sorted(_shuffled(dice, wanted), key=lambda name: ranked.get(name, 0)):
             tasks += [Task(number, workload, driver) for driver in _shuffled(dice, drivers)]
     return tasks
 

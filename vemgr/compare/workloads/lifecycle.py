@@ -78,7 +78,8 @@ class Density:
         more: list[Instance] = []
         try:
             before = available()
-            while len(more) < (_FEW if (first.memory() or _SMALL) >= _SMALL else _MANY):
+            few = 1 if stage.quick else _FEW
+            while len(more) < (few if (first.memory() or _SMALL) >= _SMALL else _MANY):
                 more.append(stage.bare())
             with_all = available()
             amounts = [instance.memory() for instance in more]
