@@ -292,6 +292,18 @@ def test_a_helper_that_dies_without_a_word(world):
     wait_for_end(world, *world.pids)
 
 
+def test_the_first_failure_is_the_one_that_is_told(world):
+    """The set-up process fails next, for want of what another was to make."""
+    daemon = world.daemon()
+    channel, _ = world.begin(daemon)
+    for operation, code in (("network", errno.EEXIST), ("pivot", errno.EINVAL)):
+        send(channel, {"event": "failed", "operation": operation, "errno": code, "error": "", "path": ""})
+    channel.close()
+    failed = world.hear(daemon)
+    assert (failed["operation"], failed["errno"]) == ("network", errno.EEXIST)
+    wait_for_end(world, *world.pids)
+
+
 def test_a_helper_that_does_not_die_holds_up_nobody(world, monkeypatch):
     monkeypatch.setattr(births, "_END_BOUND", 0.2)
     monkeypatch.setattr("vemgr.keeper.children.Process.kill", lambda _self: None)  # it sleeps in the kernel

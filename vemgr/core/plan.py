@@ -295,14 +295,40 @@ class Plan:
         ]
 
     def to_json(self) -> str:
-        # Not asdict(): copying each value deeply takes ten times as long as all the rest.
-        return json.dumps({**vars(self), "operations": [(op.kind, vars(op)) for op in self.operations]})
+        texts, others = _constant_texts(), {key: value for key, value in vars(self).items() if key != "operations"}
+        operations = ", ".join([texts.get(id(operation)) or _text(operation) for operation in self.operations])
+        return f'{json.dumps(others)[:-1]}, "operations": [{operations}]}}'
 
     @staticmethod
     def from_json(text: str) -> Plan:
         document = json.loads(text)
-        operations = tuple(_KINDS[kind](**_tuples(values)) for kind, values in document.pop("operations"))
-        return Plan(operations=operations, **_tuples(document))
+        constants = iter(_constants())
+        known, operation = next(constants)
+        operations: list[Operation] = []
+        for values in document.pop("operations"):
+            if values == known:  # most are: two parts of three of a plan, in this order
+                operations.append(operation)
+                known, operation = next(constants, (None, operation))
+            else:
+                operations.append(_KINDS[values[0]](**_tuples(values[1])))
+        return Plan(operations=tuple(operations), **_tuples(document))
+
+
+def _text(operation: Operation) -> str:
+    # Not asdict(): copying each value deeply takes ten times as long as all the rest.
+    return json.dumps((operation.kind, vars(operation)))
+
+
+@functools.cache
+def _constant_texts() -> dict[int, str]:
+    """Of the operations that every plan shares, by their identities: they live as long as we do."""
+    return {id(operation): _text(operation) for operation in kernel_operations()}
+
+
+@functools.cache
+def _constants() -> tuple[tuple[Any, Operation], ...]:
+    """The same as they are read, with what they are read as."""
+    return tuple((json.loads(_text(operation)), operation) for operation in kernel_operations())
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,8 @@ class Births:
         elif event == "going":
             birth.started = True
         else:
-            birth.failure = {key: message[key] for key in ("operation", "errno", "error", "path")}
+            # Several processes work at it: the first that fails knows why, the others only miss it.
+            birth.failure = birth.failure or {key: message[key] for key in ("operation", "errno", "error", "path")}
 
     def _adopt(self, birth: Birth, pid: int, fds: list[int]) -> None:
         if birth.child is not None:

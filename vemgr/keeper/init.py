@@ -22,17 +22,17 @@ from vemgr.keeper.program import CHANNEL, Program, Register, encoded
 from vemgr.kernel import capabilities, libc, namespaces, seccomp
 
 _AT_FDCWD = -100
-_COUNT_ROOM = 8
 
 
-def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_writer: Register,
-                sysctls: Register) -> None:
-    """`sysctls`: a descriptor of the host's /proc/sys/user. `go`: one that gives one byte when the set-up is complete;
-    its end alone means give up. The channel is closed by exec, so its end without a report is success."""
-    program.step("bound user namespaces")
-    _bound_user_namespaces(program, sysctls)
+def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, network: Register) -> None:
+    """`go`: a descriptor that gives one byte when the set-up is complete; its end alone means give up. `network`: the
+    pipe that tells that the network namespace is there, to the set-up process and to its helper. The channel is closed
+    by exec, so its end without a report is success."""
+    program.step("make the network namespace")
+    program.call("unshare", namespaces.CLONE_NEWNET)
+    program.call("write", network, b"nn", 2)
+    program.call("close", network)
     program.step("wait for the set-up")
-    program.call("close", go_writer)  # then nothing but these two and 0, 1, 2 is open: the spawner has no more itself
     count, ready = program.register(), program.room(8)
     program.call("read", go, ready, 1, into=count)
     ended = program.call("same", count, 0)
@@ -46,17 +46,6 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, go_w
     else:
         program.call("close", CHANNEL)
         program.call("stay")
-
-
-def _bound_user_namespaces(program: Program, sysctls: Register) -> None:
-    """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it, which is the VE's from the
-    clone on. By the host's /proc, since the VE's own is read-only, and by a descriptor of it: the set-up process goes
-    on meanwhile, and its pivot changes what our paths mean."""
-    with program.descriptor() as fd:
-        program.call("openat", sysctls, b"max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
-        count = program.parameter(_COUNT_ROOM, lambda plan: str(plan.user_namespaces).encode().ljust(_COUNT_ROOM))
-        program.call("write", fd, count, _COUNT_ROOM)
-    program.call("close", sysctls)
 
 
 def _enter_ve(program: Program) -> None:

@@ -24,6 +24,7 @@ from vemgr.core.plan import TTY_GROUP, Plan
 from vemgr.keeper import covers, messages, mounting
 from vemgr.keeper.program import Data, Program, Register, encoded, room_for
 from vemgr.keeper.tree import DIRECTORY, IN_ROOT, NO_LINKS, PATH_ONLY, Tree
+from vemgr.kernel import libc, namespaces
 from vemgr.kernel.mounts import MOUNT_ATTR
 from vemgr.kernel.openat2 import RESOLVE_NO_SYMLINKS
 
@@ -33,21 +34,26 @@ TIOCSPTLCK = 0x40045431
 _MANAGED = b"# written by vemgr at each start; remove this line to keep your own\n"
 _AT_FDCWD = -100
 _ONE = struct.pack("=i", 1)
+_COUNT_ROOM = 8
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 1 << 2
 
 
 class Setup:
-    """Appends the calls of `plan`, and of all that have its `shape`, to `program`. `userns`: descriptor of the VE's
-    user namespace.
+    """Appends the calls of `plan`, and of all that have its `shape`, to `program`. `init`: the VE's first process, as a
+    pidfd. `userns`: descriptor of its user namespace. `network`: a pipe with one byte for each who waits for init's
+    network namespace, of which there are two.
 
     `root` and the members of `mounted` are descriptors; `console`: master and slave, once there is one;
     `notify_socket` likewise.
     """
 
-    def __init__(self, program: Program, plan: Plan, userns: Register) -> None:
+    def __init__(self, program: Program, plan: Plan, init: Register, userns: Register, network: Register) -> None:
         self.program = program
         self.plan = plan
         self.userns = userns
+        self._init = init
+        self._network = network
+        self._in_network = False
         self.root = program.register()
         self._base = program.number(lambda plan: plan.id_base)
         self._tty = program.number(lambda plan: plan.id_base + TTY_GROUP)
@@ -148,6 +154,8 @@ class Setup:
             self._mount_proc(operation.target, options, attributes, fd)
             self.mounted[operation.target] = fd
         else:
+            if operation.fstype == "sysfs":  # it shows the links of who mounts it
+                self._enter_network()
             mounting.make_filesystem(self.program, fd, operation.fstype, options, attributes)
             self._mount(fd, operation.target)
 
@@ -161,9 +169,24 @@ class Setup:
             program.call("report_to", -1)  # its exit status is the errno
             with mounting.new_filesystem(program, "proc", options, attributes) as fd:
                 mounting.attach(program, fd, target_fd)
+                if target == "proc":
+                    self._bound_user_namespaces(fd)
         program.call("wait", child)
         program.call("close", target_fd)
         self.tree.open_directory(target, into, NO_LINKS)
+
+    def _bound_user_namespaces(self, proc: Register) -> None:
+        """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it. By the VE's own /proc, as
+        long as it can be written to: in the host's each user namespace leaves an entry of the same name behind, and
+        the kernel goes through all of them at each look-up (proc_sys_compare). In the child, since there is no way
+        back out of a user namespace."""
+        program = self.program
+        program.call("setns", self.userns, namespaces.CLONE_NEWUSER)
+        program.call("prctl", libc.PR_SET_DUMPABLE, 0)  # of a VE's namespace from now on: see `confine.hide`
+        count = program.parameter(_COUNT_ROOM, lambda plan: str(plan.user_namespaces).encode().ljust(_COUNT_ROOM))
+        with program.descriptor() as fd:
+            program.call("openat", proc, b"sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
+            program.call("write", fd, count, _COUNT_ROOM)
 
     def directory(self, operation: operations.Directory) -> None:
         with self.program.descriptor() as fd:
@@ -196,6 +219,7 @@ class Setup:
 
     def sysctl(self, operation: operations.Sysctl) -> None:
         text = operation.value
+        self._enter_network()
         value = self._expanded(text)
         length = self.program.number(lambda plan: len(plan.expand(text)))
         # The kernel may have been built without it.
@@ -274,21 +298,40 @@ class Setup:
             self.tree.open_for_mount(operation.target, target, directory=operation.directory)
             mounting.attach(program, fd, target)
 
-    def links(self, netns: Register) -> None:
-        """Make the VE's links: done first, as the only part that happens in the host's network namespace."""
-        number = len(self.plan.operations) - 1
+    def _await_network(self) -> None:
+        """Its end without a byte is the end of init, which has told why."""
+        program, count, byte = self.program, self.program.register(), self.program.room(8)
+        program.call("read", self._network, byte, 1, into=count)
+        program.call("same", count, 1)
+        program.call("close", self._network)
+        program.release(count)
+
+    def _enter_network(self) -> None:
+        """Where something depends on the network namespace for the first time."""
+        if not self._in_network:
+            self._await_network()
+            self.program.call("setns", self._init, namespaces.CLONE_NEWNET)
+            self._in_network = True
+
+    def make_network(self, process: Register) -> None:
+        """Make the VE's links, from the host's network namespace, and configure their other ends, from the VE's: all
+        that the helper does. `process`: init's directory in /proc."""
+        program, number = self.program, len(self.plan.operations) - 1
         network = self.plan.operations[number]
         assert isinstance(network, operations.Network)
-        self.program.step(number)
+        program.step(number)
+        self._await_network()
+        netns = program.register()
+        program.call("openat", process, b"ns/net", os.O_RDONLY | os.O_CLOEXEC, into=netns)
         if network.links:
-            self.program.call("dup3", netns, operations.NETNS_FD, os.O_CLOEXEC)
-            messages.send(self.program, network.links, lambda plan: plan.operations[number].links)
-            self.program.call("close", operations.NETNS_FD)
-        self.program.call("close", netns)
+            program.call("dup3", netns, operations.NETNS_FD, os.O_CLOEXEC)
+            messages.send(program, network.links, lambda plan: plan.operations[number].links)
+        program.call("setns", netns, namespaces.CLONE_NEWNET)
+        messages.send(program, network.inside, lambda plan: plan.operations[number].inside)
+        program.release(netns)
 
-    def network(self, operation: operations.Network) -> None:
-        number = self._number
-        messages.send(self.program, operation.inside, lambda plan: plan.operations[number].inside)
+    def network(self, _operation: operations.Network) -> None:
+        """Made by the helper, meanwhile."""
 
 
 def shape(plan: Plan) -> tuple[Any, ...]:

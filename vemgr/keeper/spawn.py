@@ -2,9 +2,14 @@
 """The birth of a VE as one program, and what its processes report while they execute it.
 
     spawner --clone3--> set-up process --clone3(CLONE_PARENT)--> the VE's init; both are children of the keeper
+                        set-up process --clone3--> a helper for the network
 
-The set-up process reports `cloned` with init's pidfd, makes the VE's links and mounts, sends the console, lets init go
-and ends. The channel ends with init's exec.
+The set-up process reports `cloned` with init's pidfd, makes the VE's mounts, sends the console, lets init go and ends.
+The channel ends with init's exec.
+
+Network and mounts have nothing to do with each other and take about as long, so they are made at the same time: init
+makes the network namespace, the helper waits for it and makes the VE's links, the set-up process makes the mounts and
+waits for both at the end. Whoever fails first is believed; the others end with the set-up process.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import os
 import signal
 import socket
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from vemgr.core.plan import Bind, Operation, Plan
 from vemgr.keeper.init import append_init
@@ -25,9 +30,9 @@ from vemgr.keeper.spawner import Spawner
 from vemgr.kernel import libc, namespaces, netlink
 
 _INIT_NAMESPACES = (
-    namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
-    | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP
-)
+    namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC
+    | namespaces.CLONE_NEWCGROUP
+)  # the network namespace, which takes longer than all of these, init makes itself
 _AT_FDCWD = -100
 _FAILED, _CLONED, _CONSOLE, _GOING, _NOTIFY = range(5)  # kinds of reports
 _EVENTS = ("failed", "cloned", "console", "going", "notify")
@@ -125,55 +130,83 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
     program.step("begin")
     _protect(program)
     program.call("close", CGROUP)
-    pid, pidfd, go = _clone_init(program, plan, filter_)
-    userns, netns = _identify(program, pid)
+    init = _clone_init(program, plan, filter_)
+    process, userns = _identify(program, init.pid)
     program.step("clone")
-    _report(program, _CLONED, pid, (pidfd,))
-    setup = Setup(program, plan, userns)
-    setup.links(netns)
+    _report(program, _CLONED, init.pid, (init.pidfd,))
+    setup = Setup(program, plan, init.pidfd, userns, init.network)
+    helper = _network_helper(program, setup, process)
     setup.stage()
     program.step("enter namespaces")
-    program.call("setns", pidfd, namespaces.CLONE_NEWPID | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWUTS
-                 | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWCGROUP)
+    program.call("setns", init.pidfd, namespaces.CLONE_NEWPID | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC
+                 | namespaces.CLONE_NEWCGROUP)
     length = program.number(lambda plan: len(plan.hostname))
     program.call("sethostname", program.parameter(room_for(plan.hostname), lambda plan: plan.hostname.encode()), length)
     for operation in plan.operations:
         setup.operation(operation)
     setup.finish()
+    program.step("network")
+    program.call("wait", helper)
     if setup.console is not None:
         _report(program, _CONSOLE, 0, setup.console)
     if setup.notify_socket is not None:
         _report(program, _NOTIFY, 0, (setup.notify_socket,))
     _report(program, _GOING, 0, ())
-    program.call("write", go, b"g", 1)
+    program.call("write", init.go, b"g", 1)
     program.call("exit", 0)
     return program
 
 
-def _clone_init(program: Program, plan: Plan, filter_: bytes) -> tuple[Register, Register, Register]:
-    """Init's pid and pidfd, and the pipe that lets it go."""
+class _Init(NamedTuple):
+    """`go`: the pipe that lets it go. `network`: the one that tells twice when it has its network namespace."""
+
+    pid: Register
+    pidfd: Register
+    go: Register
+    network: Register
+
+
+def _network_helper(program: Program, setup: Setup, process: Register) -> Register:
+    """Fork what makes the VE's links; returns its pid. It knows nothing by path: the pivot of the set-up process
+    changes what its paths mean. `process`: init's directory in /proc, which nothing else needs."""
+    pid = program.register()
+    with program.forked(pid):
+        _protect(program)
+        setup.make_network(process)
+    program.call("close", process)
+    return pid
+
+
+def _pipe(program: Program) -> tuple[Register, Register]:
+    ends = program.room(_PIPE_BUFFER)
+    reader, writer = program.register(), program.register()
+    program.call("pipe2", ends, os.O_CLOEXEC)
+    program.call("load32", ends, into=reader)
+    program.call("load32", ends.plus(4), into=writer)
+    return reader, writer
+
+
+def _clone_init(program: Program, plan: Plan, filter_: bytes) -> _Init:
     program.step("clone")
     _start_clocks_at_zero(program)
-    pipe, number = program.room(_PIPE_BUFFER), program.room(8)
-    reader, writer, pid, pidfd = (program.register() for _ in range(4))
-    program.call("pipe2", pipe, os.O_CLOEXEC)
-    program.call("load32", pipe, into=reader)
-    program.call("load32", pipe.plus(4), into=writer)
+    number, pid, pidfd = program.room(8), program.register(), program.register()
+    go_reader, go = _pipe(program)
+    network, network_writer = _pipe(program)
     flags = _INIT_NAMESPACES | namespaces.CLONE_PARENT | namespaces.CLONE_PIDFD
-    sysctls = program.register()
-    program.call("openat", _AT_FDCWD, b"/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=sysctls)
     # Who makes a user namespace is charged for all that is counted per user in it: inotify instances, namespaces,
     # queued signals, message queues. That must not be the host's root, or one VE could use up what belongs to all.
     program.call("setresuid", -1, program.number(lambda plan: plan.id_base), -1)
     with program.forked(pid, flags, number):
-        append_init(program, plan, filter_, reader, writer, sysctls)
+        program.call("close", network)
+        program.call("close", go)  # then nothing but what it is given is open: the spawner has no more itself
+        append_init(program, plan, filter_, go_reader, network_writer)
     program.step("clone")
     program.call("setresuid", -1, 0, -1)
     _protect(program)  # a change of ids has undone it
-    program.call("close", reader)
-    program.call("close", sysctls)
+    program.call("close", go_reader)
+    program.call("close", network_writer)
     program.call("load32", number, into=pidfd)
-    return pid, pidfd, writer
+    return _Init(pid, pidfd, go, network)
 
 
 def _protect(program: Program) -> None:
@@ -192,21 +225,20 @@ def _start_clocks_at_zero(program: Program) -> None:
 
 
 def _identify(program: Program, pid: Register) -> tuple[Register, Register]:
-    """Map init's ids; returns descriptors of its user and network namespaces."""
+    """Map init's ids; returns descriptors of its directory in /proc and of its user namespace."""
     program.step("map ids")
-    name, userns, netns = program.room(24), program.register(), program.register()
+    name, process, userns = program.room(24), program.register(), program.register()
     program.call("decimal", name, pid)
     content = program.parameter(_MAP_ROOM, lambda plan: f"0 {plan.id_base} {plan.id_count}".encode().ljust(_MAP_ROOM))
-    with program.descriptor() as proc, program.descriptor() as process:
+    with program.descriptor() as proc:
         program.call("openat", _AT_FDCWD, b"/proc", os.O_PATH | os.O_CLOEXEC, into=proc)
         program.call("openat", proc, name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=process)
-        for kind in (b"uid_map", b"gid_map"):
-            with program.descriptor() as fd:
-                program.call("openat", process, kind, os.O_WRONLY | os.O_CLOEXEC, into=fd)
-                program.call("write", fd, content, _MAP_ROOM)
-        for kind, into in ((b"ns/user", userns), (b"ns/net", netns)):
-            program.call("openat", process, kind, os.O_RDONLY | os.O_CLOEXEC, into=into)
-    return userns, netns
+    for kind in (b"uid_map", b"gid_map"):
+        with program.descriptor() as fd:
+            program.call("openat", process, kind, os.O_WRONLY | os.O_CLOEXEC, into=fd)
+            program.call("write", fd, content, _MAP_ROOM)
+    program.call("openat", process, b"ns/user", os.O_RDONLY | os.O_CLOEXEC, into=userns)
+    return process, userns
 
 
 def _report(program: Program, kind: int, number: int | Register, fds: tuple[Register, ...]) -> None:
