@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from vemgr.core.plan import Network, Plan, kernel_operations
 from vemgr.keeper import births, server, spawn
 from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.loop import Loop
@@ -206,6 +207,20 @@ def test_reports_that_are_none(report):
         socket.send_fds(theirs, [report], [0, 1])
         assert program.receive() == ({"damaged": errno.EBADMSG}, [])
         assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("code, words", [(errno.EINVAL, "memory limit"), (errno.EEXIST, "File exists")])
+def test_why_the_network_was_not_made(code, words):
+    """The wait for who makes it says EINVAL for one that was killed, else his status, an errno."""
+    plan = Plan("v", "v", 1 << 16, (), "/stage", False, (*kernel_operations(), Network()))
+    program = spawn.BirthProgram(plan, bytes(8))
+    position = next(position for position in range(10_000)
+                    if program._program.subject(position) == "wait for the network")
+    program.channel, theirs = channel_pair()
+    with program.channel, theirs:
+        theirs.send(struct.pack("=IIi", 0, position, code))
+        message, _ = program.receive()
+    assert (message["event"], message["operation"]) == ("failed", "wait for the network") and words in message["error"]
 
 
 def test_a_command(world):

@@ -38,6 +38,7 @@ _FAILED, _CLONED, _CONSOLE, _GOING, _NOTIFY = range(5)  # kinds of reports
 _EVENTS = ("failed", "cloned", "console", "going", "notify")
 _REPORT = struct.Struct("=IIi")  # kind; for a failure the position of the call and errno, else a number
 _NOSIGNAL = 0x4000
+_AWAIT_HELPER = "wait for the network"
 _MOST_FDS = 2
 _PIPE_BUFFER = 8
 _OFFSETS_ROOM = 96
@@ -86,6 +87,8 @@ class BirthProgram:
         words = netlink.failure_text(detail) if operation == "network" else _explanation(detail)
         if isinstance(subject, int):
             words = _words(self._plan.operations[subject], code) or words
+        elif subject == _AWAIT_HELPER and code == errno.EINVAL:  # who ends by himself has told why
+            words = "who makes it was killed; it counts against the VE's memory limit, which may be too small"
         return {"operation": operation, "errno": code, "error": words or os.strerror(code), "path": ""}
 
 
@@ -145,7 +148,7 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
     for operation in plan.operations:
         setup.operation(operation)
     setup.finish()
-    program.step("network")
+    program.step(_AWAIT_HELPER)
     program.call("wait", helper)
     if setup.console is not None:
         _report(program, _CONSOLE, 0, setup.console)
