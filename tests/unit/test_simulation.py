@@ -2,8 +2,10 @@
 """The simulator: what must hold of any simulated host, and the scenarios that come with vemgr."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vemgr.cli.main import cli
+from vemgr.cli.simulation_page import render
 from vemgr.core.errors import VemgrError
 from vemgr.scheduler.demand import SHAPES, Demand, parse_demand
 from vemgr.scheduler.report import jain
@@ -170,3 +173,35 @@ def test_a_scenario_that_cannot_be_read(tmp_path):
     file.write_text("= 1")
     assert command(str(file)).exception.exit_code == 3
     assert command(str(tmp_path)).exception.exit_code == 3
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_the_page_shows_what_was_found(path, tmp_path):
+    """Well-formed, with every plot, and nothing that is fetched from elsewhere."""
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(cli, ["scheduler", "simulate", "--html", str(page), path.stem], catch_exceptions=False)
+    assert done.exit_code == 0
+    text = page.read_text()
+    document = ElementTree.fromstring(re.sub(r"<(meta[^>]*)>", r"<\1/>", text.replace("<!DOCTYPE html>", "")))
+    plots = [svg for svg in document.iter("svg") if svg.get("role") == "img"]
+    assert [svg.get("aria-label") for svg in plots] == ["Utilization", "Fairness", "Unmet guarantees", "Moves"]
+    assert all(path.get("d") for svg in plots for path in svg.iter("path"))
+    assert "http" not in text and "<script" not in text and "prefers-color-scheme: dark" in text
+    numbers = [float(number) for svg in plots for path in svg.iter("path")
+               for number in re.findall(r"-?[\d.]+", path.get("d"))]
+    assert numbers and min(numbers) >= 0 and max(numbers) <= 960, "nothing lies outside of its plot"
+
+
+def test_the_history_adds_up_and_stays_short():
+    document = {"ticks": 1001, "tick": 1, "host": {"cpus": 4}, "ve": [
+        {"name": "<b>", "settings": {"cpu-guarantee": "1"}, "demand": {"cpus": "1"}},
+        {"count": 5, "start": 500, "spread": 200, "demand": {"cpus": "1"}}]}
+    found = simulate(document)
+    history = found["history"]
+    assert len(history) == 334 and history[1]["seconds"] == 3
+    last = 1001 - 3 * 333
+    moves = sum(step["movesPerMinute"] * 3 for step in history[:-1]) + history[-1]["movesPerMinute"] * last
+    assert moves / 1001 == pytest.approx(found["movesPerMinute"])
+    used = [step["resources"][0]["utilization"] for step in history]
+    assert (sum(used[:-1]) * 3 + used[-1] * last) / 1001 == pytest.approx(found["resources"][0]["utilization"])
+    assert used[0] < used[-1] and "&lt;b&gt;" in render(found, "x") and "<b>" not in render(found, "x")

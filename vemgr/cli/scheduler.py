@@ -156,13 +156,16 @@ def _own_scenarios() -> list[str]:
 @scheduler.command()
 @click.argument("scenario", shell_complete=_scenarios)
 @json_option
-def simulate(scenario: str, as_json: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page with plots as well.")
+def simulate(scenario: str, as_json: bool, html: str | None) -> None:
     """What the scheduler makes of a scenario, a file or one of vemgr's own, or of a recording; nothing of this host is
     touched."""
     # A tenth of a second that no other verb needs.
     from vemgr.scheduler.simulation import Simulation  # noqa: PLC0415
 
     found = Simulation(_scenario(scenario)).run().as_dict()
+    if html is not None:
+        _write_page(html, found, Path(scenario).stem)
     if as_json:
         tables.as_json(found)
         return
@@ -177,6 +180,15 @@ def simulate(scenario: str, as_json: bool) -> None:
     click.echo()
     tables.table([{**row, **{name: f"{part:.4f}" for name, part in row["satisfied"].items()}}
                   for row in found["kinds"]], ("kind", "started", "refused", "cpus", "memory", "io"))
+
+
+def _write_page(file: str, found: dict[str, Any], name: str) -> None:
+    from vemgr.cli.simulation_page import render  # noqa: PLC0415
+
+    try:
+        Path(file).write_text(render(found, name), encoding="utf-8")
+    except OSError as error:
+        raise SystemFailure(f"{file} cannot be written: {error.strerror}", path=file) from error
 
 
 def _scenario(text: str) -> Scenario:

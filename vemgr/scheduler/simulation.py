@@ -54,6 +54,7 @@ class Simulation:
     def run(self) -> Report:
         for step in range(self._scenario.ticks):
             time = step * self._scenario.tick
+            self._report.begin(step)
             self._stop(time)
             self._start(time)
             for host in self._hosts:
@@ -104,7 +105,8 @@ class Simulation:
         for ve in host.ves.values():
             weight = shares.weights[ve.name]
             if not ve.weight or is_off(weight, ve.weight):
-                self._report.moves += shares.derived[""] or bool(ve.weight)
+                if shares.derived[""] or ve.weight:
+                    self._report.moved()
                 ve.weight = weight
 
     def _tick(self, host: Host, resource: str, capacity: int, time: float) -> None:
