@@ -43,7 +43,9 @@ class Tree:
 def host(tmp_path, monkeypatch):
     monkeypatch.setattr(accounting, "_LOOK", 0.01)
     promises = Promises(parse_scheduler({"reserve-cpus": "0%/0/0", "reserve-memory": "0%/1G/1G"}), 4000, 9 * GIB)
-    return SimpleNamespace(promises=promises, tree=Tree(tmp_path), base=tmp_path, journal=Journal())
+    uplink = SimpleNamespace(look=lambda: None, sent=lambda: 0)
+    return SimpleNamespace(promises=promises, tree=Tree(tmp_path), base=tmp_path, journal=Journal(),
+                           networking=SimpleNamespace(uplink=uplink))
 
 
 def instance(host, name, running=True, files=FILES, **texts):
@@ -80,20 +82,20 @@ def test_capacity(host):
 ])
 def test_what_still_fits_and_that_it_does(host, cpus, memory, answer):
     instance(host, "web1", cpu_guarantee="0.5")
-    found = Accounting(host).fitting(cpus, memory)
+    found = Accounting(host).fitting(cpus, memory, "")
     assert (found["unlimited"], found["count"], found["scarce"]) == answer
     if not found["unlimited"]:
         settings = parse_settings({"cpu-guarantee": cpus or "0", "memory-guarantee": memory or "0"})
         for number in range(found["count"]):
             with host.promises.admitted(f"more{number}", settings):
                 pass
-        assert Accounting(host).fitting(cpus, memory)["count"] == 0
+        assert Accounting(host).fitting(cpus, memory, "")["count"] == 0
 
 
 def test_nonsense_does_not_fit(host):
     for cpus, memory in (("x", ""), ("", "unlimited"), ("-1", "1G")):
         with pytest.raises(BadValue, match="guarantee"):
-            Accounting(host).fitting(cpus, memory)
+            Accounting(host).fitting(cpus, memory, "")
 
 
 def test_a_ve_is_explained(host):

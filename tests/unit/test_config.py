@@ -29,7 +29,7 @@ OTHER = {
     "group": "acme",
     "network": "lan:address=10.50.0.2,address=fd50::2,mac=02:00:00:00:00:05 bridge", "address": "10.1.2.3 fd00::5",
     "mac": "02:00:00:00:00:07", "publish": "8080:80 192.0.2.1:53:53/udp [::]:443:443",
-    "network-rate": "100M:in 10M:out",
+    "network-rate": "100M:in 10M:out", "network-guarantee": "5M", "network-weight": "300",
     "disk": "10G", "inodes": "100000", "mount": "/srv/a:/a /srv/b:/a/b:ro",
     "hostname": "web.example", "init": "/sbin/init --x 'a b'",
     "allow": "i386,nesting", "feature": "fuse nesting", "device": "/dev/sdb:r:force /dev/ttyUSB0",

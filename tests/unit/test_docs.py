@@ -20,6 +20,7 @@ from vemgr.core.host import HostConfig
 from vemgr.core.metrics import MetricsConfig
 from vemgr.core.networks import NetworkConfig
 from vemgr.core.scheduling import SchedulerConfig
+from vemgr.core.uplink import UplinkConfig
 
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted((PROJECT / "docs/man").iterdir())
@@ -98,11 +99,14 @@ def test_the_man_page_of_the_configuration_has_every_key_and_default():
     page = man_page("vemgr.toml.5")
     keys = [field for field in (*fields(HostConfig), *fields(NetworkConfig), *fields(SchedulerConfig),
                           *fields(MetricsConfig))
-            if field.name not in ("networks", "name", "scheduler", "metrics")]
+            if field.name not in ("networks", "name", "scheduler", "metrics", "uplink")]
     for field in keys:
         default = field.default if isinstance(field.default, int) else f"Qq {field.default}"
         assert f".It Ic {field.name.replace('_', '-')} No = {default} " in page
-    assert page.count(".It Ic ") == len(keys)
+    uplink = fields(UplinkConfig)
+    for field in uplink:  # three of its defaults are words
+        assert f".It Ic {field.name.replace('_', '-')} No = " in page
+    assert page.count(".It Ic ") == len(keys) + len(uplink)
 
 
 def test_the_example_of_the_configuration_is_one():

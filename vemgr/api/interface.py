@@ -326,7 +326,7 @@ class Service(Protocol):
     async def remove_volume(self, name: str) -> None: ...
     async def restore_network(self) -> None: ...
     async def capacity(self) -> dict[str, Any]: ...
-    def fitting(self, cpus: str, memory: str, group: str) -> dict[str, Any]: ...
+    def fitting(self, cpus: str, memory: str, network: str, group: str) -> dict[str, Any]: ...
     def groups(self) -> list[dict[str, Any]]: ...
     def group(self, name: str) -> dict[str, Any]: ...
     async def create_group(self, name: str, parent: str, texts: dict[str, str]) -> None: ...
@@ -579,15 +579,17 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     @varlinkmethod
     async def GetCapacity(self) -> CapacityInfo:
         """What the host has, keeps for itself, has promised to whom and can still promise, and what is used of it now:
-        "cpus" in thousandths of a CPU, "memory" in bytes."""
+        "cpus" in thousandths of a CPU, "memory" in bytes, and "network", the uplink where its rate is known, in
+        bit/s."""
         return await self._service.capacity()  # type: ignore[return-value]
 
     @varlinkmethod
     def CountFitting(self, *, cpus: str | None = None, memory: str | None = None,
-                     group: str | None = None) -> Fitting:
+                     network: str | None = None, group: str | None = None) -> Fitting:
         """How many more VEs with these guarantees could be started, in a group if one is given, and which resource ends
         first."""
-        return self._service.fitting(cpus or "", memory or "", group or "")  # type: ignore[return-value]
+        return self._service.fitting(  # type: ignore[return-value]
+            cpus or "", memory or "", network or "", group or "")
 
     @varlinkmethod(return_parameter="groups")
     def ListGroups(self) -> list[GroupInfo]:

@@ -32,6 +32,8 @@ def _client(context: click.Context) -> Client:
 
 
 def _show(resource: str, amount: int) -> str:
+    if resource == "network":
+        return f"{amount / 1e6:g}Mbit/s"
     return format_cpus(amount) if resource == "cpus" else f"{amount >> 20}M"
 
 
@@ -70,15 +72,16 @@ def _row(found: dict[str, Any]) -> dict[str, str]:
 @scheduler.command()
 @click.option("--cpus", default="", metavar="N", help="CPUs guaranteed to each.")
 @click.option("--memory", default="", metavar="SIZE", help="Memory guaranteed to each.")
+@click.option("--network", default="", metavar="RATE", help="Rate of the uplink guaranteed to each.")
 @click.option("--group", default="", metavar="NAME", help="In this group.", shell_complete=completion.groups)
 @json_option
 @click.pass_context
-def plan(context: click.Context, cpus: str, memory: str, group: str, as_json: bool) -> None:
+def plan(context: click.Context, cpus: str, memory: str, network: str, group: str, as_json: bool) -> None:
     """How many more VEs with such guarantees would fit."""
-    if not cpus and not memory:
-        raise click.UsageError("say what each is to be guaranteed: --cpus, --memory or both")
-    found = _client(context).call("CountFitting", {"cpus": cpus, "memory": memory,
-                                                     **({"group": group} if group else {})})
+    asked = {key: text for key, text in (("cpus", cpus), ("memory", memory), ("network", network)) if text}
+    if not asked:
+        raise click.UsageError("say what each is to be guaranteed: --cpus, --memory, --network, or some of them")
+    found = _client(context).call("CountFitting", {**asked, **({"group": group} if group else {})})
     if as_json:
         tables.as_json(found)
     elif found["unlimited"]:

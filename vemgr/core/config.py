@@ -39,7 +39,14 @@ from vemgr.core.privileges import (
     parse_features,
     show_devices,
 )
-from vemgr.core.rates import NO_RATE, Rate, parse_network_rate, show_network_rate
+from vemgr.core.rates import (
+    NO_RATE,
+    Rate,
+    parse_network_guarantee,
+    parse_network_rate,
+    show_bits,
+    show_network_rate,
+)
 from vemgr.core.restarting import Policy
 from vemgr.core.syscalls import ALLOWABLE
 
@@ -82,6 +89,8 @@ class Settings:
     mac: str = ""
     publish: tuple[Publication, ...] = ()
     network_rate: Rate = NO_RATE
+    network_guarantee: int = 0  # bit/s
+    network_weight: int = 100
     mount: tuple[BindMount, ...] = ()
     hostname: str | None = None
     init: tuple[str, ...] = ()
@@ -103,6 +112,11 @@ class Settings:
     def opened(self) -> tuple[str, ...]:
         """The groups of system calls that are closed by default and open in this VE."""
         return opened(self.allow, self.feature) if self.feature else self.allow
+
+    @property
+    def shares_uplink(self) -> bool:
+        """Whether the VE has a share of the host's uplink of its own."""
+        return bool(self.network_guarantee) or self.network_weight != DEFAULTS.network_weight
 
 
 @dataclass(frozen=True)
@@ -318,6 +332,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("network-rate", "RATE[:in|:out]", parse_network_rate, show_network_rate,
             "how fast each link may be in bit/s, 10M, or 100M:in and 10M:out; may be given again; 'unlimited' for no "
             "limit", repeatable=True),
+    Setting("network-guarantee", "RATE", parse_network_guarantee, show_bits,
+            "bit/s to the world that the VE can count on, out of the rate of the host's uplink: 10M; 0 for none"),
+    Setting("network-weight", "1-1000", _count(1, 1000), str,
+            "share of what is left over of the host's uplink, relative to other VEs"),
     Setting("mount", "SRC:DST[:ro]", parse_binds, show_binds,
             "directory or file of the host, or volume, that is seen as DST in the VE, with 'ro' only for reading; may "
             "be given again; 'none' for none", live=False, repeatable=True),
@@ -404,8 +422,14 @@ def _check_network(settings: Settings) -> None:
                        ("publish", show_publications(settings.publish))):
         if value and not names:
             raise BadValue(key, value, "a VE with network 'none' has no address")
+    if settings.network_guarantee and not names:
+        raise BadValue("network-guarantee", show_bits(settings.network_guarantee), "the VE has network 'none'")
     if names:
         first = settings.network[0]
+        outgoing = settings.network_rate.outgoing
+        if outgoing is not None and settings.network_guarantee > outgoing:
+            raise BadValue("network-guarantee", show_bits(settings.network_guarantee), "more than the limit",
+                           remedy="raise network-rate too")
         if (settings.address and first.addresses) or (settings.mac and first.mac):
             raise BadValue("network", str(first), "says what address or mac says too",
                            remedy="give it once, with one of the options")

@@ -12,6 +12,7 @@ from vemgr.core.ids import ID_COUNT
 from vemgr.core.metrics import MetricsConfig, parse_metrics
 from vemgr.core.networks import KEYS, NetworkConfig, parse_networks
 from vemgr.core.scheduling import SchedulerConfig, parse_scheduler
+from vemgr.core.uplink import UplinkConfig, parse_uplink
 
 # systemd leaves 1879048192 to 2147483647 to nobody (systemd.io/UIDS-GIDS): 4,096 ranges that no adduser, no
 # /etc/subuid default and no nspawn uses.
@@ -52,21 +53,23 @@ class HostConfig:
     lxcfs_dir: str = "/var/lib/lxcfs"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    uplink: UplinkConfig = field(default_factory=UplinkConfig)
 
     @staticmethod
     def from_mapping(document: Mapping[str, Any]) -> HostConfig:
         """From the file's key-value pairs. Raises `BadParameter` or `BadValue`."""
         known = {f.name.replace("_", "-"): f for f in fields(HostConfig)
-                 if f.name not in ("networks", "scheduler", "metrics")}
+                 if f.name not in ("networks", "scheduler", "metrics", "uplink")}
         first = {key: document[key] for key in KEYS if key in document}
         values: dict[str, Any] = {"networks": parse_networks(first, document.get("network", {})),
                                   "scheduler": parse_scheduler(document.get("scheduler", {})),
-                                  "metrics": parse_metrics(document.get("metrics", {}))}
+                                  "metrics": parse_metrics(document.get("metrics", {})),
+                                  "uplink": parse_uplink(document.get("uplink", {}))}
         for key, value in document.items():
-            if key in (*KEYS, "network", "scheduler", "metrics"):
+            if key in (*KEYS, "network", "scheduler", "metrics", "uplink"):
                 continue
             if key not in known:
-                remedy = f"there are: {', '.join((*known, *KEYS))}, [network.NAME], [scheduler] and [metrics]"
+                remedy = f"there are: {', '.join((*known, *KEYS))}, [network.NAME], [scheduler], [metrics] and [uplink]"
                 raise BadParameter(f"unknown key in vemgr.toml: {key}", remedy=remedy)
             wanted = int if known[key].type == "int" else str
             if type(value) is not wanted:

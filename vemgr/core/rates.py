@@ -42,6 +42,23 @@ def parse_network_rate(field: str, text: str) -> Rate:
     return rate
 
 
+def parse_bits(field: str, text: str) -> int:
+    """An amount without a direction: "10M", in bit/s. Raises `BadValue`."""
+    if ":" in text:
+        raise BadValue(field, text[:80], "not a rate in bit/s", remedy="for example 10M")
+    return _bits(field, text)
+
+
+def parse_network_guarantee(field: str, text: str) -> int:
+    """As `parse_bits`, and 0 for none."""
+    return 0 if text == "0" else parse_bits(field, text)
+
+
+def show_bits(bits: int) -> str:
+    """`parse_network_guarantee` reads it back."""
+    return _text(bits) if bits else "0"
+
+
 def _bits(field: str, word: str) -> int:
     match = _RATE.fullmatch(word)
     amount = int(Decimal(match[1]) * _UNITS[match[2]]) if match else 0

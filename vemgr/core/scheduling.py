@@ -60,7 +60,9 @@ class SchedulerConfig:
     reserve_memory: str = "6%/352M/828M"
 
     def factor(self, resource: str) -> int:
-        """How many times over "cpus" or "memory" may be promised, in thousandths."""
+        """How many times over a resource may be promised, in thousandths; the network once."""
+        if resource == "network":
+            return 1000
         text: str = getattr(self, f"overcommit_{resource}")
         return int(Decimal(_FACTORS[self.policy][resource == "memory"] if text == AUTO else text) * 1000)
 

@@ -285,10 +285,12 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     store = Store(data)
     journal = Journal(config.run_dir)
     scheduler = in_force(config)
+    promises, networking = Promises(scheduler, *host_resources()), Networking(config)
+    networking.uplink.on_found = promises.offer_network
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
-        disks=Disks(data), promises=Promises(scheduler, *host_resources()),
-        limits=Limits(tree, data, scheduler), devices=DevicePolicy(), networking=Networking(config),
+        disks=Disks(data), promises=promises,
+        limits=Limits(tree, data, scheduler), devices=DevicePolicy(), networking=networking,
         profiles=Profiles(config.profiles_dir), volumes=Volumes(f"{config.state_dir}/volumes"),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),

@@ -227,8 +227,8 @@ class DaemonService:
     async def capacity(self) -> dict[str, Any]:
         return await self._accounting.capacity()
 
-    def fitting(self, cpus: str, memory: str, group: str) -> dict[str, Any]:
-        return self._accounting.fitting(cpus, memory, group)
+    def fitting(self, cpus: str, memory: str, network: str, group: str) -> dict[str, Any]:
+        return self._accounting.fitting(cpus, memory, network, group)
 
     def groups(self) -> list[dict[str, Any]]:
         return self._manager.groups.list()

@@ -85,6 +85,18 @@ def published_elements(publication: Publication, address: str, address6: str) ->
     return found
 
 
+def share_elements(classid: int, addresses: Iterable[str]) -> list[Element]:
+    """What gives packets from these addresses their class on the uplink (`kernel.uplink`)."""
+    return [Element("inet", "share6" if ":" in address else "share4", (_ip(address),), (_class(classid),))
+            for address in addresses]
+
+
+def common_share_elements(classid: int, bridges: Iterable[str]) -> list[Element]:
+    """The same for all that comes from these bridges."""
+    return [Element("inet", "share", ((f'"{bridge}"', bridge.encode().ljust(16, b"\0")),), (_class(classid),))
+            for bridge in bridges]
+
+
 def additions(table: str, elements: Sequence[Element]) -> list[bytes]:
     """The messages of a transaction that adds them; those that are there already stay."""
     return _transaction(NFT_MSG_NEWSETELEM, table, elements, NLM_F_CREATE)
@@ -119,6 +131,10 @@ def _ip(address: str) -> tuple[str, bytes]:
 
 def _port(number: int) -> tuple[str, bytes]:
     return str(number), struct.pack("!H", number)
+
+
+def _class(classid: int) -> tuple[str, bytes]:
+    return f"{classid >> 16:x}:{classid & 0xFFFF:x}", struct.pack("=I", classid)
 
 
 def _protocol(name: str) -> tuple[str, bytes]:

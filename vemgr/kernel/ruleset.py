@@ -31,6 +31,10 @@ SETS = (
     ("inet", "any4", "type inet_proto . inet_service : ipv4_addr . inet_service"),
     ("inet", "at6", "type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service"),
     ("inet", "any6", "type inet_proto . inet_service : ipv6_addr . inet_service"),
+    # Shares of the host's uplink (`kernel.uplink`): of bridges, and of VEs by their addresses.
+    ("inet", "share", "type ifname : classid"),
+    ("inet", "share4", "type ipv4_addr : classid"),
+    ("inet", "share6", "type ipv6_addr : classid"),
 )
 
 
@@ -192,9 +196,13 @@ def _published() -> str:
 def _forward() -> str:
     """What may pass between VEs and the rest of the world. Accepting here does not overrule a drop elsewhere.
 
-    With br_netfilter what goes from VE to VE comes by here as well, as from a bridge to itself.
+    With br_netfilter what goes from VE to VE comes by here as well, as from a bridge to itself. The class of the
+    uplink comes before all, where the source address is still the VE's own; without an element nothing is set.
     """
     return _chain("routed", [
+        "meta priority set iifname map @share",
+        "meta priority set ip saddr map @share4",
+        "meta priority set ip6 saddr map @share6",
         "iifname != @bridges oifname != @bridges accept",
         "iifname . oifname @within accept",
         "iifname @isolated reject with icmpx admin-prohibited",

@@ -59,9 +59,11 @@ class Ender:
         self._parts.limits.check(settings)
         if settings.network_rate:
             await self._parts.networking.rates.check()
+        if settings.shares_uplink:
+            self._parts.networking.uplink.check()
         with self._parts.promises.admitted(instance.name, settings):
             await self._parts.hooks.run(Stage.PRE_START, instance.definition)
-            await self._starter.start(instance)
+            await self._start_with_share(instance)
         try:
             if settings.network_rate:
                 await self._parts.networking.limit(instance.name, settings.network_rate)
@@ -69,6 +71,19 @@ class Ender:
         except BaseException:
             if instance.running:
                 await self.stop(instance, 0.0)
+            raise
+
+    async def _start_with_share(self, instance: Instance) -> None:
+        """The class is there before the first packet."""
+        if not instance.definition.settings.shares_uplink:
+            await self._starter.start(instance)
+            return
+        networking = self._parts.networking
+        await networking.share(instance.definition)
+        try:
+            await self._starter.start(instance)
+        except BaseException:
+            networking.uplink.released(instance.name)
             raise
 
     async def stop(self, instance: Instance, timeout: float, until: float = math.inf) -> str:

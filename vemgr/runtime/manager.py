@@ -123,6 +123,8 @@ class Manager:
         self._parts.limits.check(settings)
         if settings.network_rate:
             await self._parts.networking.rates.check()
+        if settings.shares_uplink:
+            self._parts.networking.uplink.check()
         self._parts.disks.check(name, DEFAULTS, settings, running=False)
         await self._starter.binds(settings)
         await self._starter.devices(settings)
@@ -240,6 +242,8 @@ class Manager:
             self._parts.limits.check(settings)
             if settings.network_rate:
                 await self._parts.networking.rates.check()
+            if settings.shares_uplink:
+                self._parts.networking.uplink.check()
             after = replace(before, settings=settings)
             self._parts.disks.check(name, before.settings, settings, running=instance.running)
             if settings.mount != before.settings.mount:
@@ -288,6 +292,8 @@ class Manager:
             if instance.running:
                 if before.network_rate != after.settings.network_rate:
                     await networking.limit(name, after.settings.network_rate)
+                if _share(before) != _share(after.settings):
+                    await networking.share(after)
                 await self._parts.limits.apply(name, after.settings, before)
             try:
                 await asyncio.to_thread(self._parts.store.save, after)
@@ -300,6 +306,8 @@ class Manager:
                 networking.publish(name, before.publish)
                 if before.network_rate != after.settings.network_rate:
                     await networking.limit(name, before.network_rate)
+                if _share(before) != _share(after.settings):
+                    await networking.share(replace(after, settings=before))
             raise
         instance.in_force = self._live(instance, after.settings)
 
@@ -374,6 +382,10 @@ class Manager:
 
 def _patience(instance: Instance, timeout: float | None) -> float:
     return float(instance.definition.settings.stop_timeout) if timeout is None else timeout
+
+
+def _share(settings: Settings) -> tuple[int, int]:
+    return settings.network_guarantee, settings.network_weight
 
 
 def _flat(found: dict[str, Any]) -> dict[str, int]:

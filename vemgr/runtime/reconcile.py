@@ -14,6 +14,7 @@ from vemgr.core.names import check_name
 from vemgr.runtime.instances import Parts
 from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
+from vemgr.runtime.network.uplink import share_of
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ async def _clean_cgroups(manager: Manager, parts: Parts) -> None:
 async def _restore_network(manager: Manager, parts: Parts) -> None:
     running = {instance.name: (instance.definition.links, instance.definition.settings.publish)
                for instance in manager.instances if instance.running}
+    shares = {instance.name: share_of(instance.definition) for instance in manager.instances if instance.running}
     try:
+        await parts.networking.uplink.adopt({ve: share for ve, share in shares.items() if share is not None})
         for link in await parts.networking.adopt(running):
             log.warning("removed the left-over link %s", link)
     except VemgrError as error:

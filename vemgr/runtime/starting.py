@@ -56,6 +56,8 @@ class Starter:
         """What a start would do; changes nothing. Raises `NotEnforceable` for a limit this host cannot enforce, and
         `Overcommitted` for a guarantee it cannot give."""
         self._parts.limits.check(definition.settings)
+        if definition.settings.shares_uplink:
+            self._parts.networking.uplink.check()
         self._parts.promises.check(definition.name, definition.settings)
         return await self._plan(definition, await self.template(definition.template))
 

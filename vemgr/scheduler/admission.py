@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vemgr.core.config import MIB, Settings
 from vemgr.core.errors import Overcommitted
 from vemgr.core.groups import is_group_key, shown
+from vemgr.core.rates import show_bits
 from vemgr.core.resources import format_cpus
 from vemgr.core.scheduling import Policy, SchedulerConfig
 
@@ -17,13 +18,14 @@ _MOST_NAMED = 5  # holders in the text of a refusal; all are in its facts
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a VE can count on: thousandths of a CPU, bytes."""
+    """What a VE can count on: thousandths of a CPU, bytes, bit/s of the uplink."""
 
     cpus: int = 0
     memory: int = 0
+    network: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.cpus or self.memory)
+        return bool(self.cpus or self.memory or self.network)
 
 
 def promise_of(settings: Settings, policy: Policy) -> Promise:
@@ -31,7 +33,7 @@ def promise_of(settings: Settings, policy: Policy) -> Promise:
     cpus, memory = settings.cpu_guarantee, settings.memory_guarantee
     if policy == Policy.GUARANTEED:
         cpus, memory = cpus or settings.cpus or 0, memory or settings.memory or 0
-    return Promise(cpus, memory)
+    return Promise(cpus, memory, settings.network_guarantee)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,15 @@ def _show_memory(size: int) -> str:
     return f"{size // MIB}M"
 
 
-RESOURCES = (Resource("cpus", "cpu-guarantee", _show_cpus), Resource("memory", "memory-guarantee", _show_memory))
+RESOURCES = (Resource("cpus", "cpu-guarantee", _show_cpus), Resource("memory", "memory-guarantee", _show_memory),
+             Resource("network", "network-guarantee", lambda bits: f"{show_bits(bits)}bit/s"))
 
 
 def capacities(config: SchedulerConfig, cpus: int, memory: int) -> dict[str, Capacity]:
-    """Of a host with so many thousandths of CPUs and bytes of memory."""
-    return {name: Capacity(total, config.reserve(name).of(total), config.factor(name))
-            for name, total in (("cpus", cpus), ("memory", memory))}
+    """Of a host with so many thousandths of CPUs and bytes of memory, and no uplink that is known."""
+    found = {name: Capacity(total, config.reserve(name).of(total), config.factor(name))
+             for name, total in (("cpus", cpus), ("memory", memory))}
+    return found | {"network": Capacity(0, 0, 1000)}
 
 
 class Ledger:
@@ -83,7 +87,7 @@ class Ledger:
     """
 
     def __init__(self, capacity: Mapping[str, Capacity]) -> None:
-        self.capacity = capacity
+        self.capacity = dict(capacity)
         self.held: dict[str, Promise] = {}
         self._limits: dict[str, Mapping[str, int | None]] = {}  # of groups
         self._parents: dict[str, str] = {}  # of groups, and of VEs in groups that were promised something

@@ -76,6 +76,16 @@ def memory_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy,
     return found
 
 
+def uplink_share(ve: str, capacity: int, ves: Mapping[str, Settings]) -> int:
+    """bit/s that a VE with a class on the uplink is entitled to. The host, and all VEs without a class together, take
+    part as one each with the common weight. `capacity`: without the host's reserve."""
+    sharing = {name: settings for name, settings in ves.items() if settings.shares_uplink}
+    claims = [Claim(settings.network_guarantee, settings.network_rate.outgoing, settings.network_weight)
+              for settings in sharing.values()]
+    shares = fill(capacity, [*claims, Claim(), Claim()]).shares
+    return dict(zip(sharing, shares, strict=False)).get(ve, shares[-1])
+
+
 def _filled(capacity: int, ves: Mapping[str, Settings], groups: Mapping[str, Group],
             claim_of: Callable[[Settings, Promise], Claim], policy: Policy,
             ) -> Iterator[tuple[str, dict[str, Claim], Filling]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from vemgr.core.errors import VemgrError
 from vemgr.core.links import Link, Publication, parse_links, parse_publications, show_links, show_publications
-from vemgr.kernel.elements import Element, own_elements, published_elements
+from vemgr.kernel.elements import Element, own_elements, published_elements, share_elements
 from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Attachment:
     """`links` have their MAC addresses; `ports` are the host ends' names, one for each link. `target`: the link that
-    published ports lead to."""
+    published ports lead to. `classid`: its class on the uplink (`kernel.uplink`), 0 for none of its own."""
 
     ve: str
     links: tuple[Link, ...]
     ports: tuple[str, ...]
     publish: tuple[Publication, ...] = ()
     target: int = 0
+    classid: int = 0
 
     def own(self) -> list[Element]:
         """What lets the VE send."""
@@ -46,8 +47,14 @@ class Attachment:
         return [element for publication in self.publish
                 for element in published_elements(publication, target.address, target.address6)]
 
+    def share(self) -> list[Element]:
+        """What gives its packets their class."""
+        if not self.classid:
+            return []
+        return [element for link in self.links for element in share_elements(self.classid, link.addresses)]
+
     def elements(self) -> list[Element]:
-        return self.own() + self.published()
+        return self.own() + self.published() + self.share()
 
 
 class Attachments:
@@ -67,7 +74,8 @@ class Attachments:
         """Raises `SystemFailure` or `NoSpace` when the file cannot be written; then nothing has changed."""
         path = self._path(attachment.ve)
         text = json.dumps({"links": show_links(attachment.links), "ports": attachment.ports,
-                           "publish": show_publications(attachment.publish), "target": attachment.target})
+                           "publish": show_publications(attachment.publish), "target": attachment.target,
+                           "classid": attachment.classid})
         with storage_errors(f"note the links of VE {attachment.ve}"):
             try:
                 _write(path, text)
@@ -107,7 +115,8 @@ class Attachments:
 def _parse(ve: str, text: str) -> Attachment:
     found = json.loads(text)
     attachment = Attachment(ve, parse_links("links", found["links"]), tuple(map(str, found["ports"])),
-                            parse_publications("publish", found["publish"]), int(found["target"]))
+                            parse_publications("publish", found["publish"]), int(found["target"]),
+                            int(found.get("classid", 0)))
     if len(attachment.ports) != len(attachment.links) or not 0 <= attachment.target <= len(attachment.links):
         raise ValueError("links and ports do not match")
     return attachment

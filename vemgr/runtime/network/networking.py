@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vemgr.core.config import Settings, wished_links
+from vemgr.core.config import Definition, Settings, wished_links
 from vemgr.core.errors import SHORTAGES, BadValue, SystemFailure, VemgrError
 from vemgr.core.host import HostConfig
 from vemgr.core.links import Link, Publication
 from vemgr.core.networks import Mode
 from vemgr.core.rates import Rate
+from vemgr.kernel.elements import Element, common_share_elements
 from vemgr.kernel.firewall import Firewall
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.ruleset import Rules, Zone
@@ -29,6 +30,7 @@ from vemgr.runtime.network.published import Published
 from vemgr.runtime.network.rates import Rates
 from vemgr.runtime.network.resolver import resolv_conf_for
 from vemgr.runtime.network.subnets import Subnets, Taken, choose_subnets, known_subnets
+from vemgr.runtime.network.uplink import Uplink, share_of
 from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class Networking:
         self._published = Published()
         self._foreign = ForeignHosts(self._prefix)
         self.rates = Rates(self._prefix)
+        self.uplink = Uplink(config.uplink, config.instance)
+        self.uplink.on_empty = self._unshare
         self.attachments = Attachments(f"{config.run_dir}/network")
 
     # subnets and addresses
@@ -177,6 +181,7 @@ class Networking:
             self._firewall = Firewall(self._config.table)
         zones = tuple(_zone(network) for network in self._subnets.values())
         elements = [element for attachment in self.attachments for element in attachment.elements()]
+        elements += self._common_shares()
         watch = self._watched()
         self._firewall.ensure(Rules(zones, self._prefix, self._resolver()), elements)
         watch.removed()  # what we have done ourselves
@@ -217,6 +222,7 @@ class Networking:
         """
         await self.choose()
         self._prepared.clear()
+        await self.uplink.restore()
         links = [*more, *(link for attachment in self.attachments for link in attachment.links)]
         if not links:
             return
@@ -265,7 +271,7 @@ class Networking:
     def _attachment(self, ve: str, links: Sequence[Link], publish: tuple[Publication, ...]) -> Attachment:
         ports = tuple(host_ifname(ve, self._config.instance, number) for number in range(len(links)))
         complete = tuple(replace(link, mac=self.mac_of(link)) for link in links)
-        return Attachment(ve, complete, ports, publish, self._way_out(links) or 0)
+        return Attachment(ve, complete, ports, publish, self._way_out(links) or 0, self.uplink.classid(ve))
 
     def _permit(self, attachment: Attachment) -> None:
         """Let a VE's ports send, and lead its published ports to it: one small transaction."""
@@ -319,6 +325,46 @@ class Networking:
         if attachment is not None:
             await self.rates.apply(ve, attachment.ports, rate)
 
+    async def share(self, definition: Definition) -> None:
+        """Give a VE that runs, or is about to, its share of the uplink, if it is to have one. Raises `NotEnforceable`,
+        `SystemFailure`."""
+        ve, share = definition.name, share_of(definition)
+        if share is not None:
+            await self.uplink.hold(ve, share)
+            if self._firewall is not None and not self._firewall.add(self._common_shares()):
+                self._install()
+        before = self.attachments.get(ve)
+        if before is not None:
+            self._reclassify(before, self.uplink.classid(ve) if share else 0)
+        if share is None:
+            self.uplink.released(ve)
+
+    def _reclassify(self, before: Attachment, classid: int) -> None:
+        if before.classid == classid:
+            return
+        after = replace(before, classid=classid)
+        self.attachments.put(after)
+        firewall = self._firewall
+        if firewall is not None and not (firewall.take(before.share()) and firewall.add(after.share())):
+            self._install()
+
+    def _common_shares(self) -> list[Element]:
+        """While some VEs have shares: what sets all the others apart from the host."""
+        if not self.uplink.active:
+            return []
+        return common_share_elements(self.uplink.common, [network.config.bridge for network in self._subnets.values()])
+
+    def _unshare(self) -> None:
+        if self._firewall is None:
+            return
+        gone = common_share_elements(self.uplink.common, [each.config.bridge for each in self._subnets.values()])
+        try:
+            if not self._firewall.take(gone):
+                self._install()
+        except VemgrError as error:
+            self._stale = True
+            log.error("the firewall tables: %s", error)
+
     def traffic(self, ve: str) -> dict[str, int]:
         """Bytes to a running VE and from it, since its start."""
         attachment = self.attachments.get(ve)
@@ -342,6 +388,7 @@ class Networking:
         self._published.release(ve)
         self.attachments.drop(ve)
         self.rates.released(ve)
+        self.uplink.released(ve)
         if attachment is None or self._firewall is None:
             return
         try:
@@ -366,6 +413,9 @@ class Networking:
             elif there is not None and there.publish != publish:
                 # A daemon ended between changing this and writing it to the definition, which alone says what holds.
                 self.attachments.publish(ve, publish)
+        for attachment in self.attachments:
+            if attachment.classid != self.uplink.classid(attachment.ve):
+                self.attachments.put(replace(attachment, classid=self.uplink.classid(attachment.ve)))
         await self.restore()
         for attachment in self.attachments:
             try:
@@ -419,6 +469,7 @@ class Networking:
     async def take_back(self) -> None:
         """Remove bridges and tables and give back the forwarding settings, as if we had never been here."""
         await self.rates.take_back()
+        await self.uplink.take_back()
         for network in self._config.networks:
             await (await self._open(network.name)).remove_bridge()
         self._prepared.clear()

@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
-from vemgr.core.config import parse_settings
+from vemgr.core.config import Settings, parse_settings
 from vemgr.core.events import SCHEDULER
 from vemgr.core.groups import group_key, line_of, shown
+from vemgr.core.rates import show_bits
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.scheduler.admission import RESOURCES, Promise, Resource, promise_of
 from vemgr.scheduler.explain import Knob, group_knobs, knobs_of
 from vemgr.scheduler.knobs import is_off
-from vemgr.scheduler.shares import cpu_shares, memory_shares
+from vemgr.scheduler.shares import cpu_shares, memory_shares, uplink_share
 
 _LOOK = 0.2  # seconds over which CPU use is measured
 _DECISIONS = 5  # that are shown with a VE
@@ -32,9 +34,14 @@ class Accounting:
     async def capacity(self) -> dict[str, Any]:
         """Sums of promises, and what the whole host uses."""
         cpus = self._parts.promises.ledger.capacity["cpus"].total
+        uplink = self._parts.networking.uplink
+        uplink.look()
+        before, began = uplink.sent(), time.monotonic()
         used = {"cpus": await _busy(cpus), "memory": memory_used()}
+        used["network"] = int((uplink.sent() - before) * 8 / (time.monotonic() - began))
         return {"policy": str(self._parts.promises.config.policy),
-                "resources": [self._resource(each, used[each.name]) for each in RESOURCES]}
+                "resources": [self._resource(each, used[each.name]) for each in RESOURCES
+                              if self._parts.promises.ledger.capacity[each.name].total]}
 
     def _resource(self, resource: Resource, used: int) -> dict[str, Any]:
         ledger, name = self._parts.promises.ledger, resource.name
@@ -44,11 +51,14 @@ class Accounting:
                 "promised": ledger.promised(name), "free": ledger.free(name), "used": used,
                 "holders": [{"ve": shown(holder), "amount": amount} for holder, amount in ledger.holders(name)]}
 
-    def fitting(self, cpus: str, memory: str, group: str = "") -> dict[str, Any]:
+    def fitting(self, cpus: str, memory: str, network: str = "", group: str = "") -> dict[str, Any]:
         """How many more VEs with such guarantees can be started, in a group. Raises `BadValue`, `NoSuchGroup`."""
-        asked = parse_settings({"cpu-guarantee": cpus or "0", "memory-guarantee": memory or "0"})
+        asked = parse_settings({"cpu-guarantee": cpus or "0", "memory-guarantee": memory or "0",
+                                "network-guarantee": network or "0"})
         self._parts.promises.check_group(replace(asked, group=group))
-        promise = Promise(asked.cpu_guarantee, asked.memory_guarantee)
+        if asked.network_guarantee:
+            self._parts.networking.uplink.check()
+        promise = Promise(asked.cpu_guarantee, asked.memory_guarantee, asked.network_guarantee)
         count, scarce = self._parts.promises.ledger.fitting(promise, group_key(group))
         return {"unlimited": count is None, "count": count or 0, "scarce": scarce}
 
@@ -78,10 +88,20 @@ class Accounting:
                        units.format_cpus(cpus.entitled[name] // 1000), used.get("cpus", "")),
                 _share("memory", units.format_size(promise.memory), units.format_size(settings.memory), 0,
                        f"{memory[name] >> 20}M", used.get("memory", "")),
+                *self._uplink(name, settings, ves),
             ],
             "knobs": [_described(knob, self._value(name, knob.file) if running else "") for knob in wanted],
             "decisions": [asdict(event) for event in self._parts.journal.latest(name, SCHEDULER, _DECISIONS)],
         }
+
+    def _uplink(self, name: str, settings: Settings, ves: Mapping[str, Settings]) -> list[dict[str, Any]]:
+        capacity = self._parts.promises.ledger.capacity["network"]
+        if not capacity.total or not settings.shares_uplink:
+            return []
+        limit = settings.network_rate.outgoing
+        return [_share("network", show_bits(settings.network_guarantee), show_bits(limit) if limit else units.UNLIMITED,
+                       settings.network_weight,
+                       show_bits(uplink_share(name, capacity.total - capacity.reserve, ves)), "")]
 
     async def _used(self, ve: str) -> dict[str, str]:
         group: Any = self._parts.tree[ve]

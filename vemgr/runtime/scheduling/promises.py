@@ -13,7 +13,7 @@ from vemgr.core.config import Settings
 from vemgr.core.errors import NoSuchGroup
 from vemgr.core.groups import Group, group_key, line_of
 from vemgr.core.scheduling import Policy, SchedulerConfig
-from vemgr.scheduler.admission import Ledger, Promise, capacities, promise_of
+from vemgr.scheduler.admission import Capacity, Ledger, Promise, capacities, promise_of
 from vemgr.scheduler.shares import CpuShares, cpu_shares
 
 
@@ -35,6 +35,10 @@ class Promises:
         self.changing = asyncio.Lock()
         self.on_change: Callable[[str], None] = lambda _ve: None
         self._kept: set[str] = set()
+
+    def offer_network(self, total: int, reserve: int) -> None:
+        """What there is of the uplink, once that is known: bit/s."""
+        self.ledger.capacity["network"] = Capacity(total, reserve, 1000)
 
     def check_group(self, settings: Settings) -> None:
         """Raises `NoSuchGroup`."""
@@ -150,7 +154,7 @@ class Promises:
     @staticmethod
     def _terms(group: Group, policy: Policy) -> tuple[Promise, dict[str, int | None], str]:
         settings = group.settings
-        return (promise_of(settings, policy), {"cpus": settings.cpus, "memory": settings.memory},
+        return (promise_of(settings, policy), {"cpus": settings.cpus, "memory": settings.memory, "network": None},
                 group_key(group.parent))
 
     def _enter(self, ve: str, settings: Settings) -> None:
