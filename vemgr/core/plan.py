@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from vemgr.core.ids import ID_COUNT, USER_NAMESPACES
+from vemgr.core.ids import ID_COUNT, NESTED_BASE, USER_NAMESPACES
 from vemgr.core.layers import Template
 from vemgr.core.privileges import CAPABILITIES
 
@@ -247,6 +247,11 @@ class Plan:
         for word, number in ids.items():
             text = text.replace(f"{{{word}}}", str(number))
         return text
+
+    @property
+    def nested(self) -> bool:
+        """Whether this is a VE in a VE, whose ids are not shifted."""
+        return self.id_base == NESTED_BASE
 
     @property
     def notify(self) -> Notify | None:

@@ -30,8 +30,10 @@ from vemgr.core.metrics import MetricsConfig
 from vemgr.daemon.scraping import Scraping
 from vemgr.daemon.service import DaemonService
 from vemgr.kernel.cgroups import CgroupTree, find_top
-from vemgr.kernel.devices import DevicePolicy
+from vemgr.kernel.devices import DevicePolicy, InheritedPolicy
 from vemgr.kernel.durable import remove_unfinished
+from vemgr.kernel.mountinfo import of_process
+from vemgr.kernel.namespaces import nested
 from vemgr.kernel.process import is_zombie, start_time
 from vemgr.kernel.service import listening_socket, notify
 from vemgr.runtime.counters import Counters
@@ -283,14 +285,15 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
                           remedy="mount cgroup2 on /sys/fs/cgroup") from error
     data = f"{config.state_dir}/ve"
     store = Store(data)
+    _check_place(config.state_dir)
     journal = Journal(config.run_dir)
     scheduler = in_force(config)
     promises, networking = Promises(scheduler, *host_resources()), Networking(config)
     networking.uplink.on_found = promises.offer_network
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
-        disks=Disks(data), promises=promises,
-        limits=Limits(tree, data, scheduler), devices=DevicePolicy(), networking=networking,
+        disks=Disks(data), promises=promises, limits=Limits(tree, data, scheduler), networking=networking,
+        devices=InheritedPolicy() if nested() else DevicePolicy(),
         profiles=Profiles(config.profiles_dir), volumes=Volumes(f"{config.state_dir}/volumes"),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),
         filters=Filters(config.run_dir), file_jobs=FileJobs(config.run_dir), imports=started_pool(_IMPORTS, "import"),
@@ -298,6 +301,16 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
         views=Views(config.lxcfs, config.lxcfs_dir, config.run_dir),
         purges=started_pool(_PURGES, "purge"),
     )
+
+
+def _check_place(directory: str) -> None:
+    """Raises `KernelLacks` where the VEs' own files would be on an overlay, as the root of a VE or container is."""
+    device = os.stat(directory).st_dev
+    where = f"{os.major(device)}:{os.minor(device)}"
+    if any(mount.fstype == "overlay" and mount.device == where for mount in of_process("self")):
+        raise KernelLacks(f"state-dir {directory} is on an overlay, and VEs could not write to their files there: an "
+                          "overlay cannot stand on another's", path=directory,
+                          remedy="mount a directory of the host there; in a VE: '--mount VOLUME:/var/lib/vemgr'")
 
 
 def _lock(config: HostConfig) -> int:

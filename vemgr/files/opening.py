@@ -122,6 +122,8 @@ def id_map(inside: int, outside: int) -> int:
 def mapped_clone(path: str, userns: int) -> int:
     """`path` with the ids shifted, as a descriptor of a mount that hangs nowhere. Raises `OSError`."""
     fd = mounts.open_tree(path)
+    if namespaces.nested():  # not to be shifted, and not to be done
+        return fd
     try:
         mounts.set_attributes(fd, userns_fd=userns, path=path)
     except OSError:
@@ -149,9 +151,11 @@ def _overlay(lowers: list[str], data: str, id_base: int) -> int:
     """As `keeper.setup` makes it: same options, same owner of what the kernel writes."""
     check(libc.prctl(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP, 0, 0, 0), "prctl(PR_SET_SECUREBITS)")
     libc.setfsuid(id_base)
+    how = ("userxattr", "") if namespaces.nested() else ("redirect_dir", "on")
     try:
         return mounts.new_filesystem(
-            "overlay", (("lowerdir", ":".join(lowers)), ("upperdir", f"{data}/upper"), ("workdir", f"{data}/work"),
-                        ("redirect_dir", "on")), mounts.MOUNT_ATTR["nodev"], source="vemgr")
+            "overlay",
+            (("lowerdir", ":".join(lowers)), ("upperdir", f"{data}/upper"), ("workdir", f"{data}/work"), how),
+            mounts.MOUNT_ATTR["nodev"], source="vemgr")
     finally:
         libc.setfsuid(0)

@@ -83,7 +83,8 @@ def _enter(command: Command, init_pidfd: int, filter_: bytes, stdio: list[int], 
         _forget_signals()
         resource.setrlimit(resource.RLIMIT_CORE, confine.core_limits())
         confine.close_all_but({init_pidfd, channel.fileno(), *stdio})
-        namespaces.setns(init_pidfd, _ALL_NAMESPACES)
+        # VEs in a VE have its clocks, which are its host's to give.
+        namespaces.setns(init_pidfd, _ALL_NAMESPACES & ~(namespaces.CLONE_NEWTIME if namespaces.nested() else 0))
         confine.hide()
         os.close(init_pidfd)
         pid, pidfd = namespaces.clone3(namespaces.CLONE_PARENT)

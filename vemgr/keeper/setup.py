@@ -103,7 +103,8 @@ class Setup:
 
     def layer(self, operation: operations.Layer) -> None:
         with mounting.open_tree(self.program, encoded(operation.source)) as fd:
-            mounting.set_attributes(self.program, fd, userns=self.userns)
+            if not self.plan.nested:
+                mounting.set_attributes(self.program, fd, userns=self.userns)
             self._attach_to_stage(fd, f"l{operation.index}")
 
     def disk(self, operation: operations.Disk) -> None:
@@ -124,8 +125,9 @@ class Setup:
         options = (
             ("lowerdir", ":".join(f"l{index}" for index in operation.lowers).encode()),
             ("upperdir", f"{data}/upper".encode()), ("workdir", f"{data}/work".encode()),
-            # Without it rename(2) of a directory of the template fails with EXDEV.
-            ("redirect_dir", b"on"),
+            # Without it rename(2) of a directory of the template fails with EXDEV. In a VE the kernel does not have it,
+            # and keeps its notes under names that the VE may write.
+            ("userxattr", b"") if self.plan.nested else ("redirect_dir", b"on"),
         )
         target = operation.target.lstrip("/")
         fd = self.root if not target else self.program.register()
@@ -194,12 +196,26 @@ class Setup:
 
     def device(self, operation: operations.Device) -> None:
         dev, name = self.mounted["dev"], encoded(operation.name)
+        if self.plan.nested:
+            self._passed_on(dev, name)
+            return
         self.program.call("mknodat", dev, name, operation.mode | stat.S_IFCHR,
                           os.makedev(operation.major, operation.minor))
         self.tree.give_to_ve(dev, name)
 
+    def _passed_on(self, dev: Register, name: bytes) -> None:
+        """Nobody in a user namespace makes device nodes: the one around is seen."""
+        program = self.program
+        with program.descriptor() as target, program.descriptor() as fd:
+            program.call("openat", dev, name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666, into=target)
+            mounting.clone_tree(program, _AT_FDCWD, b"/dev/" + name, fd)
+            mounting.attach(program, fd, target)
+
     def host_device(self, operation: operations.HostDevice) -> None:
         dev, name = self.mounted["dev"], encoded(operation.name)
+        if self.plan.nested:
+            self._passed_on(dev, name)
+            return
         kind = stat.S_IFBLK if operation.block else stat.S_IFCHR
         self.program.call("mknodat", dev, name, operation.mode | kind, os.makedev(operation.major, operation.minor))
         self.tree.give_to_ve(dev, name)
@@ -294,7 +310,7 @@ class Setup:
         with program.descriptor() as source, program.descriptor() as fd, program.descriptor() as target:
             program.call("openat2", _AT_FDCWD, self._field("source", operation.source), how, 24, into=source)
             mounting.clone_tree(program, source, b"", fd)
-            mounting.set_attributes(program, fd, attributes, self.userns)
+            mounting.set_attributes(program, fd, attributes, None if self.plan.nested else self.userns)
             self.tree.open_for_mount(operation.target, target, directory=operation.directory)
             mounting.attach(program, fd, target)
 
@@ -336,7 +352,7 @@ class Setup:
 
 def shape(plan: Plan) -> tuple[Any, ...]:
     """What of a plan is in its program: all but the values that are parameters, of which the rough length is."""
-    return (plan.init, plan.stage, plan.first, plan.capabilities, plan.id_count, room_for(plan.hostname),
+    return (plan.nested, plan.init, plan.stage, plan.first, plan.capabilities, plan.id_count, room_for(plan.hostname),
             *(_operation_shape(operation) for operation in plan.operations))
 
 

@@ -131,7 +131,7 @@ def _program_for(plan: Plan, filter_: bytes) -> Encoded:
 def _birth_program(plan: Plan, filter_: bytes) -> Program:
     program = Program()
     program.step("begin")
-    _protect(program)
+    _protect(program, plan)
     program.call("close", CGROUP)
     init = _clone_init(program, plan, filter_)
     process, userns = _identify(program, init.pid)
@@ -174,7 +174,7 @@ def _network_helper(program: Program, setup: Setup, process: Register) -> Regist
     changes what its paths mean. `process`: init's directory in /proc, which nothing else needs."""
     pid = program.register()
     with program.forked(pid):
-        _protect(program)
+        _protect(program, setup.plan)
         setup.make_network(process)
     program.call("close", process)
     return pid
@@ -191,7 +191,8 @@ def _pipe(program: Program) -> tuple[Register, Register]:
 
 def _clone_init(program: Program, plan: Plan, filter_: bytes) -> _Init:
     program.step("clone")
-    _start_clocks_at_zero(program)
+    if not plan.nested:  # CAP_SYS_TIME
+        _start_clocks_at_zero(program)
     number, pid, pidfd = program.room(8), program.register(), program.register()
     go_reader, go = _pipe(program)
     network, network_writer = _pipe(program)
@@ -205,17 +206,18 @@ def _clone_init(program: Program, plan: Plan, filter_: bytes) -> _Init:
         append_init(program, plan, filter_, go_reader, network_writer)
     program.step("clone")
     program.call("setresuid", -1, 0, -1)
-    _protect(program)  # a change of ids has undone it
+    _protect(program, plan)  # a change of ids has undone it
     program.call("close", go_reader)
     program.call("close", network_writer)
     program.call("load32", number, into=pidfd)
     return _Init(pid, pidfd, go, network)
 
 
-def _protect(program: Program) -> None:
+def _protect(program: Program, plan: Plan) -> None:
     """End with the keeper, and let nobody of a VE look in."""
     program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    program.call("prctl", libc.PR_SET_DUMPABLE, 0)
+    if not plan.nested:  # the kernel gives the /proc files of who is protected to the host's root, out of our reach
+        program.call("prctl", libc.PR_SET_DUMPABLE, 0)
 
 
 def _start_clocks_at_zero(program: Program) -> None:

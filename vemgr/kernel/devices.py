@@ -109,6 +109,16 @@ class DevicePolicy:
         os.close(self._fd)
 
 
+class InheritedPolicy:
+    """In a VE: nobody there loads such programs, and the one on its own cgroup holds for all below."""
+
+    def attach(self, cgroup_fd: int, more: tuple[DeviceRule, ...] = ()) -> None:
+        """Nothing is to be done."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _load(attr: bytes) -> int:
     for _ in range(_LOAD_ATTEMPTS - 1):
         # The kernel's verifier gives up with EAGAIN when a signal arrives; libbpf tries again as often.

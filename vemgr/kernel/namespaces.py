@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import struct
 import time
@@ -26,6 +27,7 @@ CLONE_PIDFD = 0x00001000
 CLOSE_RANGE_CLOEXEC = 4
 _NS_GET_USERNS, _NS_GET_OWNER_UID = 0xB701, 0xB704
 _SIGCHLD = 17
+_ALL_IDS = (1 << 32) - 1
 
 # How the interpreter prepares for a fork and mends itself after one (C API, "Initialization": PyOS_BeforeFork).
 # A raw clone3 has to make the same calls as os.fork does.
@@ -66,6 +68,14 @@ def clone3(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
     if pid < 0:
         raise OSError(failure, f"clone3: {os.strerror(failure)}")
     return pid, pidfd.value
+
+
+@functools.cache
+def nested() -> bool:
+    """Whether we are in a user namespace of somebody's making: then vemgr runs in a VE, and the kernel keeps from it
+    what is the host's alone (docs/adr/0015)."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", str(_ALL_IDS)]
 
 
 def setns(fd: int, flags: int, path: str | None = None) -> None:

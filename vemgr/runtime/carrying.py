@@ -23,7 +23,6 @@ from vemgr.core.errors import (
     VemgrError,
 )
 from vemgr.core.events import Kind
-from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.links import Link, parse_links, show_links
@@ -35,7 +34,7 @@ from vemgr.runtime.instances import Instances, Parts
 from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.ordering import check_order
 from vemgr.runtime.starting import Starter
-from vemgr.runtime.subids import foreign_ranges
+from vemgr.runtime.subids import free_base
 from vemgr.templates.digest import digest_parts
 from vemgr.templates.store import utc_now
 
@@ -99,8 +98,7 @@ class Carrying:
         self._parts.promises.check_group(settings)
         instance = self._instances.admit(Definition(
             name=name, template=stands_on, created=utc_now(), settings=settings, links=links,
-            id_base=allocate_ids(self._parts.config, [each.definition.id_base for each in self._instances],
-                                 foreign_ranges())))
+            id_base=free_base(self._parts.config, self._instances.id_bases)))
         with contextlib.ExitStack() as verbs:
             try:
                 if store_as:

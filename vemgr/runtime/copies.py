@@ -11,7 +11,6 @@ from typing import Any
 from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import VEExists
 from vemgr.core.events import Kind
-from vemgr.core.host import allocate_ids
 from vemgr.core.layers import Template, check_template_name
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.links import Link
@@ -22,7 +21,7 @@ from vemgr.runtime.launcher import Launcher
 from vemgr.runtime.network.addressing import Addressing
 from vemgr.runtime.ordering import check_order
 from vemgr.runtime.starting import Starter
-from vemgr.runtime.subids import foreign_ranges
+from vemgr.runtime.subids import free_base
 from vemgr.templates.store import utc_now
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,7 @@ class Copies:
             target = self._instances.admit(replace(
                 source, name=new, created=utc_now(), settings=settings, started=False, ephemeral=False,
                 links=self._addressing.links(new, settings),
-                id_base=allocate_ids(self._parts.config, [each.definition.id_base for each in self._instances],
-                                     foreign_ranges())))
+                id_base=free_base(self._parts.config, self._instances.id_bases)))
             async with self._instances.held(new, Verb.CREATE):
                 try:
                     await self._copy(source, target.definition, template, hold)

@@ -17,7 +17,7 @@ from vemgr.core.lifecycle import State, Verb
 from vemgr.core.names import check_name
 from vemgr.core.restarting import Restarts
 from vemgr.kernel.cgroups import CgroupTree
-from vemgr.kernel.devices import DevicePolicy
+from vemgr.kernel.devices import DevicePolicy, InheritedPolicy
 from vemgr.runtime.counters import Counters
 from vemgr.runtime.disks import Disks
 from vemgr.runtime.file_jobs import FileJobs
@@ -70,7 +70,7 @@ class Parts:
     templates: Templates
     tree: CgroupTree
     limits: Limits
-    devices: DevicePolicy
+    devices: DevicePolicy | InheritedPolicy
     networking: Networking
     logs: Logs
     filters: Filters
@@ -178,6 +178,10 @@ class Instances:
     def holds(self, instance: Instance) -> bool:
         """Whether this VE still is the one of its name: another may have been created since."""
         return self._by_name.get(instance.name) is instance
+
+    @property
+    def id_bases(self) -> list[int]:
+        return [instance.definition.id_base for instance in self]
 
     def users_of(self, template: str) -> list[Instance]:
         return [instance for instance in self if instance.definition.template == template]

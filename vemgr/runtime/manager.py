@@ -20,7 +20,6 @@ from typing import Any
 from vemgr.core.config import BY_KEY, DEFAULTS, Definition, Settings, changed, parse_settings, show_settings
 from vemgr.core.errors import ConsoleInUse, Locked, NoSuchVE, NoTemplate, SystemFailure, VEExists, VemgrError
 from vemgr.core.events import Kind
-from vemgr.core.host import allocate_ids
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb, check
 from vemgr.core.names import check_name
@@ -42,7 +41,7 @@ from vemgr.runtime.scheduling.loop import ControlLoop
 from vemgr.runtime.scheduling.policy import PolicySwitch
 from vemgr.runtime.starting import Starter
 from vemgr.runtime.store import storage_errors
-from vemgr.runtime.subids import foreign_ranges
+from vemgr.runtime.subids import free_base
 from vemgr.runtime.transfers import Transfers
 from vemgr.runtime.view_refresh import ViewRefresh
 from vemgr.runtime.volume_verbs import VolumeVerbs
@@ -139,7 +138,7 @@ class Manager:
             raise VEExists(name)
         instance = self.instances.admit(Definition(
             name=name, template=template, created=utc_now(), settings=settings, ephemeral=ephemeral, links=links,
-            id_base=allocate_ids(self._parts.config, self._taken_ids(), foreign_ranges()),
+            id_base=free_base(self._parts.config, self.instances.id_bases),
         ))
         async with self.instances.held(name, Verb.CREATE):
             try:
@@ -153,9 +152,6 @@ class Manager:
     async def expanded(self, texts: Mapping[str, str]) -> Mapping[str, str]:
         """Settings with those of the profiles that they name."""
         return await asyncio.to_thread(self._parts.profiles.expanded, texts) if texts.get("profile") else texts
-
-    def _taken_ids(self) -> list[int]:
-        return [instance.definition.id_base for instance in self.instances]
 
     async def destroy(self, name: str, *, force: bool = False) -> None:
         async with self.instances.held(name, Verb.DESTROY) as instance:

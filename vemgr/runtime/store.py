@@ -22,10 +22,11 @@ from tomlkit.exceptions import ParseError
 
 from vemgr.core.config import Definition, parse_settings, show_settings
 from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExists, VemgrError
-from vemgr.core.ids import ID_COUNT
+from vemgr.core.ids import ID_COUNT, NESTED_BASE
 from vemgr.core.links import Link, parse_address, parse_links, show_links
 from vemgr.core.names import check_name
 from vemgr.kernel.durable import make_directories, rename_durably, replace_file, unfinished
+from vemgr.kernel.namespaces import nested
 from vemgr.kernel.quota import assign
 from vemgr.kernel.removal import remove_tree
 
@@ -279,7 +280,7 @@ def _parse(name: str, text: str) -> Definition:
     if document["format"] not in _READABLE:
         raise BadValue("format", document["format"], f"this vemgr reads format {FORMAT}")
     ve = document["ve"]
-    if not ID_COUNT <= int(ve["id-base"]) <= _HIGHEST_ID - ID_COUNT:
+    if not _is_base(int(ve["id-base"])):
         raise BadValue("id-base", ve["id-base"], "no range of ids for a VE begins there")
     return Definition(
         name=check_name(name), template=str(ve["template"]), id_base=int(ve["id-base"]), created=str(ve["created"]),
@@ -287,6 +288,11 @@ def _parse(name: str, text: str) -> Definition:
         links=_links(ve), started=bool(ve.get("started", False)),
         ephemeral=bool(ve.get("ephemeral", False)),
     )
+
+
+def _is_base(number: int) -> bool:
+    """Never the host's own ids, and in a VE never others than that one's."""
+    return number == NESTED_BASE if nested() else ID_COUNT <= number <= _HIGHEST_ID - ID_COUNT
 
 
 def _links(ve: Mapping[str, Any]) -> tuple[Link, ...]:

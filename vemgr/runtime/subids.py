@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Host ids that belong to others: the ranges of subuid(5) and subgid(5), which podman and LXC hand out."""
+"""Ids for VEs, and those of others: the ranges of subuid(5) and subgid(5), which podman and LXC hand out."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
+from vemgr.core.host import HostConfig, allocate_ids
+from vemgr.core.ids import NESTED_BASE
+from vemgr.kernel.namespaces import nested
 from vemgr.runtime.store import storage_errors
+
+
+def free_base(config: HostConfig, taken: Iterable[int]) -> int:
+    """The first host id of a new VE. Raises `NotEnoughResources`, `SystemFailure`."""
+    return NESTED_BASE if nested() else allocate_ids(config, taken, foreign_ranges())
 
 
 def foreign_ranges(paths: tuple[str, ...] = ("/etc/subuid", "/etc/subgid")) -> list[tuple[int, int]]:

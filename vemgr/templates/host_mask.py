@@ -12,10 +12,11 @@ import os
 import stat
 from collections.abc import Iterator
 
+from vemgr.kernel.namespaces import nested
 from vemgr.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 
-# "trusted": the overlay is mounted by the host's root, and no VE can write such an attribute.
-_OPAQUE = "trusted.overlay.opaque"
+# "trusted": the overlay is mounted by the host's root, and no VE can write such an attribute. In a VE there are others.
+_OPAQUE = "user.overlay.opaque" if nested() else "trusted.overlay.opaque"
 _LOCAL = b"local"
 _LOCAL_DIRECTORIES = (b"bin", b"etc", b"games", b"include", b"lib", b"sbin", b"share", b"src")
 _PLAIN = 0o755
