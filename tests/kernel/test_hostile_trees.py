@@ -159,8 +159,8 @@ def test_commands(vemgr, fresh, out, trick):
 TOUCHED = {
     "set-up": {
         "/": "resolved by openat2", "/etc": "made", "/etc/.vemgr-N": "made, renamed", "/etc/hostname": "replaced",
-        "/etc/hosts": "replaced", "/etc/resolv.conf": "first line read, replaced",
-        "/usr": "mounted on", "/var/lib/dpkg": "mounted on", "/proc": "mounted on", "/proc/*": "masked, ping range set",
+        "/etc/hosts": "replaced", "/etc/resolv.conf": "read, replaced",
+        "/usr": "mounted on", "/var/lib/dpkg": "mounted on", "/proc": "mounted on", "/proc/*": "masked, sysctls set",
         "/sys": "mounted on", "/sys/*": "masked", "/dev": "mounted on", "/dev/*": "made", "/run": "mounted on",
     },
     "init and commands": {
@@ -254,11 +254,21 @@ def test_files_that_cannot_be_changed(vemgr, fresh):
     upper = vemgr.state / "ve" / name / "data/0/upper"
     with immutable(upper):
         assert f"prepare the data of VE {name}: Operation not permitted" in vemgr("start", name, code=3).stderr
+    resolver = upper / "etc/resolv.conf"
+    file, before = resolver.stat().st_ino, resolver.read_text()
     with immutable(upper / "etc"):
+        vemgr("start", name)  # what is as it should be is not touched
+        vemgr("stop", "--kill", name)
+        resolver.write_text(f"{before}# changed\n")
         refused = vemgr("start", name, code=7).stderr
         assert "etc/resolv.conf" in refused and "not permitted" in refused, refused
     vemgr("start", name)
     vemgr("stop", "--kill", name)
+    assert resolver.read_text() == before and resolver.stat().st_ino != file
+    resolver.write_text("# an administrator's own\n")
+    vemgr("start", name)
+    vemgr("stop", "--kill", name)
+    assert resolver.read_text() == "# an administrator's own\n"
 
 
 @pytest.mark.parametrize("make", [

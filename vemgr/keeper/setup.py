@@ -23,7 +23,7 @@ from vemgr.core import plan as operations
 from vemgr.core.plan import TTY_GROUP, Plan
 from vemgr.keeper import covers, messages, mounting
 from vemgr.keeper.program import Data, Program, Register, encoded, room_for
-from vemgr.keeper.tree import DIRECTORY, IN_ROOT, NO_LINKS, PATH_ONLY, Tree
+from vemgr.keeper.tree import DIRECTORY, IN_ROOT, NO_LINKS, PATH_ONLY, Managed, Tree
 from vemgr.kernel import libc, namespaces
 from vemgr.kernel.mounts import MOUNT_ATTR
 from vemgr.kernel.openat2 import RESOLVE_NO_SYMLINKS
@@ -296,10 +296,12 @@ class Setup:
             assert isinstance(operation, operations.WriteFile)
             return first_line + encoded(operation.content)
 
-        content = program.parameter(room_for(operation.content) + len(_MANAGED), content_of)
+        room = room_for(operation.content) + len(_MANAGED)
+        content = program.parameter(room, content_of)
         length = program.number(lambda plan: len(content_of(plan)))
-        self.tree.write_file(operation.path, content, length, replaces_only=_MANAGED if kept else b"")
-        program.release(length)
+        rest = program.number(lambda plan: len(content_of(plan)) - len(first_line))
+        self.tree.write_file(operation.path, content, length, Managed(_MANAGED, rest, room) if kept else None)
+        program.release(length, rest)
 
     def bind(self, operation: operations.Bind) -> None:
         """nosuid and nodev: what others of the host put there must give no rights in the VE."""

@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import struct
+from typing import NamedTuple
 
 from vemgr.keeper.program import ANY_ERROR, Data, Program, Register, encoded
 from vemgr.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
@@ -23,6 +24,15 @@ IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 # steps would find the VE's own files, and links, where they expect those of proc (CVE-2019-19921, CVE-2023-27561).
 NO_LINKS = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _AT_SYMLINK_NOFOLLOW = 0x100
+
+
+class Managed(NamedTuple):
+    """A file that begins with these bytes is ours, until an administrator takes them out. `rest`: how many bytes follow
+    them in what it is to be. `room`: more than it can have."""
+
+    beginning: bytes
+    rest: Register
+    room: int
 
 
 class Tree:
@@ -84,16 +94,16 @@ class Tree:
             self.program.call("symlinkat", points_to, parent, name)
             self.give_to_ve(parent, name)
 
-    def write_file(self, path: str, content: Data, length: Register, *, replaces_only: bytes) -> None:
+    def write_file(self, path: str, content: Data, length: Register, managed: Managed | None) -> None:
         """Write to a new file and rename it into place: what stands there is never opened for writing, so it may be
-        a symlink, a fifo or a device without any effect on us. With `replaces_only`, what is there is left alone
-        unless it begins with that."""
+        a symlink, a fifo or a device without any effect on us. What is there is left alone where it is not
+        `managed` by us, and where it is the same already, as at most starts."""
         program = self.program
         # A VE that knew the name could put something there.
         temporary = program.parameter(32, lambda _: f".vemgr-{secrets.token_hex(6)}".encode())
         with program.descriptor() as parent:
             name = self._open_parent(path, parent)
-            skipped = self._unless_begins(parent, name, replaces_only) if replaces_only else []
+            skipped, same = self._unless_ours(parent, name, content, managed) if managed else ([], [])
             with program.descriptor() as fd:
                 program.call("openat", parent, temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644,
                              into=fd)
@@ -105,6 +115,8 @@ class Tree:
             program.else_(renamed)
             for call in skipped:
                 program.expect(call, ANY_ERROR)
+            for call in same:
+                program.else_(call)
 
     def _fill(self, fd: Register, content: Data, length: Register, parent: Register, temporary: Data) -> None:
         """All of the content, or the new file goes again and the start fails. A disk that gets full takes a part."""
@@ -121,18 +133,26 @@ class Tree:
         program.else_(owned)
         program.release(count)
 
-    def _unless_begins(self, parent: Register, name: bytes, beginning: bytes) -> list[int]:
-        """Go on if the file is absent or begins so; returns the calls whose failure says that it does not."""
-        program, found = self.program, self.program.room(len(beginning))
+    def _unless_ours(self, parent: Register, name: bytes, content: Data,
+                     managed: Managed) -> tuple[list[int], list[int]]:
+        """Go on if the file is absent, or ours and another than `content`. Returns the calls whose failure says that it
+        is not ours, and whose success says that it is the same."""
+        program, beginning = self.program, managed.beginning
+        found, rest = program.room(len(beginning)), program.room(managed.room)
         fd = program.register()
         # O_NONBLOCK: opening a fifo would wait for a writer for ever, and reading one too.
         opened = program.call("openat", parent, name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
                               into=fd)
-        count = program.register()
+        count, more = program.register(), program.register()
         read = program.call("read", fd, found, len(beginning), into=count)
+        read_on = program.call("read", fd, rest, managed.room, into=more)
         program.call("close", fd)
         whole = program.call("same", count, len(beginning))
         equal = program.call("equal", found, program.constant(beginning), len(beginning))
+        as_long = program.call("same", more, managed.rest)
+        same = program.call("equal", rest, content.plus(len(beginning)), managed.rest)
+        for call in (as_long, same):
+            program.expect(call, errno.EINVAL)
         program.expect(opened, errno.ENOENT)
-        program.release(fd, count)
-        return [opened, read, whole, equal]
+        program.release(fd, count, more)
+        return [opened, read, read_on, whole, equal], [same]
