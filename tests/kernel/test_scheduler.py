@@ -101,6 +101,16 @@ def test_pressure_wakes(tmp_path):
         os.rmdir(group)
 
 
+def test_a_change_is_previewed_and_not_made(vemgr, running):
+    before = vemgr.json("show", running)["settings"]
+    assert vemgr.out("set", "--dry-run", running, "--hostname", "other").endswith("at the next start: hostname\n")
+    memory = vemgr.json("scheduler", "capacity")["resources"][1]["total"]
+    refused = vemgr("set", "--dry-run", running, "--memory-guarantee", str(memory * 2), code=None)
+    assert refused.returncode in (5, 36), "without the controller it is that which is told"
+    vemgr("set", "--dry-run", "missing", "--hostname", "x", code=14)
+    assert vemgr.json("show", running)["settings"] == before
+
+
 def test_demand_is_recorded_and_simulated(vemgr, running, tmp_path):
     """While a VE computes: what it used is what is in the file, and the simulator reads it."""
     file = tmp_path / "host.jsonl"

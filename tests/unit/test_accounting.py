@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import pytest
 
 from vemgr.core.config import Definition, parse_settings
-from vemgr.core.errors import BadValue
+from vemgr.core.errors import BadValue, Overcommitted
 from vemgr.core.lifecycle import State
 from vemgr.core.scheduling import parse_scheduler
 from vemgr.kernel.cgroups import VECgroup
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance
 from vemgr.runtime.journal import Journal
+from vemgr.runtime.limits import Disks
 from vemgr.runtime.scheduling import accounting
 from vemgr.runtime.scheduling.accounting import Accounting
+from vemgr.runtime.scheduling.preview import preview
 from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.scheduler.explain import knobs_of
 from vemgr.scheduler.shares import cpu_shares
@@ -108,6 +110,62 @@ def test_a_ve_is_explained(host):
                       "used": "3M"}
     assert all(knob["value"] == knob["wanted"] for knob in found["knobs"])
     assert [knob["file"] for knob in found["knobs"]] == [*FILES][2:]
+
+
+def test_memory_that_is_not_idle(host):
+    stat = f"inactive_anon {1 << 30}\ninactive_file {1 << 20}\nworkingset_refault_file 0\n"
+    found = explain(host, instance(host, "web1", files={**FILES, "memory.stat": stat}))
+    assert found["workingSet"] in (2 << 20, 0), "anonymous memory is idle only as far as there is swap for it"
+    assert explain(host, instance(host, "bare", files={}))["workingSet"] is None
+
+
+def test_disks_and_cpus_that_were_given_are_explained(host):
+    host.limits = SimpleNamespace(disks=lambda: Disks(("8:0", "8:16"), "io.bfq.weight"))
+    line = "rbps=max wbps=1048576 riops=max wiops=max"
+    files = {**FILES, "io.max": f"8:16 {line}\n259:0 rbps=1 wbps=max riops=max wiops=max\n8:0 {line}\n",
+             "io.bfq.weight": "default 50\n", "cpuset.cpus": "0-1\n"}
+    ve = instance(host, "web1", files=files, memory="1G", cpus="1.5", io_write="1M", io_weight="50", cpu_mask="0,1")
+    found = explain(host, ve)
+    assert all(knob["value"] == knob["wanted"] for knob in found["knobs"])
+    assert [knob["file"] for knob in found["knobs"]][-3:] == ["cpuset.cpus", "io.max", "io.bfq.weight"]
+    (host.base / "web1/io.max").write_text(f"8:0 {line}\n")
+    (host.base / "web1/io.bfq.weight").write_text("default 60\n")
+    found = explain(host, ve)
+    assert [knob["file"] for knob in found["knobs"] if knob["value"] != knob["wanted"]] == ["io.max", "io.bfq.weight"]
+
+
+@pytest.fixture
+def previewed(host):
+    host.limits = SimpleNamespace(disks=lambda: Disks(("8:0",), ""), check=lambda _settings: None)
+    host.disks = SimpleNamespace(live=lambda _name, _settings: set())
+
+    def do(ve, **texts):
+        given = {key.replace("_", "-"): text for key, text in texts.items()}
+        return preview(host, ve, parse_settings(given, ve.definition.settings))
+    return do
+
+
+def test_what_a_change_would_do(host, previewed):
+    one = instance(host, "one", cpus="1")
+    instance(host, "two")
+    found = previewed(one, cpus="2", io_write="1M", hostname="x")
+    assert {change["file"]: (change["old"], change["new"]) for change in found["changes"]} == {
+        "cpu.max": ("100000 100000", "200000 100000"),
+        "io.max": ("8:0 rbps=max wbps=max riops=max wiops=max", "8:0 rbps=max wbps=1048576 riops=max wiops=max")}
+    assert found["others"] == [] and found["pending"] == ["hostname"]
+    found = previewed(one, cpu_guarantee="1")
+    assert [change["of"] for change in found["others"]] == ["two"], "weights are relative"
+    assert "guarantee 1 + " in next(each["reason"] for each in found["changes"] if each["file"] == "cpu.weight")
+    assert host.promises.running["one"].cpu_guarantee == 0 and not host.promises.ledger.held
+    with pytest.raises(Overcommitted):
+        previewed(one, cpus="unlimited", cpu_guarantee="5")
+
+
+def test_what_a_change_would_do_to_a_ve_that_does_not_run(host, previewed):
+    instance(host, "two")
+    found = previewed(instance(host, "later", running=False), cpu_guarantee="2", hostname="x")
+    assert found["others"] == found["pending"] == [] and found["changes"]
+    assert "later" not in host.promises.running
 
 
 def test_what_is_not_as_it_should_be_is_seen(host):

@@ -176,7 +176,7 @@ def test_what_fits(daemon, run):
 def test_explain(daemon, run, state, value, text):
     share = {"resource": "cpus", "guarantee": "0", "limit": "1", "weight": 100, "entitled": "0.5", "used": ""}
     daemon.answers["Explain"] = {
-        "name": "web1", "group": "", "state": state, "policy": "balanced", "shares": [share],
+        "name": "web1", "group": "", "state": state, "policy": "balanced", "shares": [share], "workingSet": 7 << 20,
         "knobs": [{"file": "cpu.max", "value": value, "wanted": "100 100000", "reason": "why"}],
         "decisions": [{"number": 1, "time": 0.0, "kind": "restored", "ve": "web1", "detail": "pids.max", "count": 1}]}
     code, text_out, complaints = run("scheduler", "explain", "web1")
@@ -186,7 +186,19 @@ def test_explain(daemon, run, state, value, text):
         f"web1: {state}, policy balanced\n"
         "RESOURCE  GUARANTEE  LIMIT  WEIGHT  ENTITLED  USED\n"
         "cpus      0          1      100     0.5       -\n"
-        f"\n{text}\n"), "")
+        f"memory that is not idle: 7M\n\n{text}\n"), "")
+
+
+def test_a_change_is_previewed(daemon, run):
+    daemon.answers["PreviewSet"] = {
+        "changes": [{"file": "io.max", "old": "", "new": "8:0 wbps=1\n8:16 wbps=1", "reason": "why"}],
+        "others": [{"file": "cpu.weight", "of": "group web", "old": "100", "new": "50"}], "pending": ["hostname"]}
+    assert run("set", "--dry-run", "web1", "--cpus", "2") == (0, (
+        "io.max: (empty) -> 8:0 wbps=1, 8:16 wbps=1: why\ncpu.weight of group web: 100 -> 50\n"
+        "web1: at the next start: hostname\n"), "")
+    assert daemon.asked == [("PreviewSet", {"name": "web1", "settings": {"cpus": "2"}})]
+    daemon.answers["PreviewSet"] = {"changes": [], "others": [], "pending": []}
+    assert run("set", "--dry-run", "web1", "--cpus", "2")[1] == "no file of a cgroup would change\n"
 
 
 def test_show_several(daemon, run):

@@ -216,12 +216,33 @@ class PolicyInfo(TypedDict):
     configured: str
 
 
+class Change(TypedDict):
+    file: str
+    old: str
+    new: str
+    reason: str
+
+
+class OthersChange(TypedDict):
+    file: str
+    of: str
+    old: str
+    new: str
+
+
+class Preview(TypedDict):
+    changes: list[Change]
+    others: list[OthersChange]
+    pending: list[str]
+
+
 class Explanation(TypedDict):
     name: str
     group: str
     state: str
     policy: str
     shares: list[Share]
+    workingSet: int | None
     knobs: list[Knob]
     decisions: list[EventInfo]
 
@@ -298,6 +319,7 @@ class Service(Protocol):
     async def resume(self, name: str) -> None: ...
     async def destroy(self, name: str, force: bool) -> None: ...
     async def set(self, name: str, texts: dict[str, str]) -> list[str]: ...
+    async def preview(self, name: str, texts: dict[str, str]) -> dict[str, Any]: ...
     async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]: ...
     async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
                   stdio: list[int]) -> tuple[str, int, int]: ...
@@ -441,6 +463,12 @@ class ManagerInterface(VarlinkInterface, name=NAME):
     async def Set(self, *, name: str, settings: dict[str, str]) -> list[str]:
         """Change settings, live where possible; returns those that wait for the next start."""
         return await self._service.set(name, settings)
+
+    @varlinkmethod
+    async def PreviewSet(self, *, name: str, settings: dict[str, str]) -> Preview:
+        """What `Set` would write to the VE's cgroup and, as weights are relative, to those of others, and what would
+        wait for the next start. Refused as that is for want of resources or controllers; nothing is changed."""
+        return await self._service.preview(name, settings)  # type: ignore[return-value]
 
     @varlinkmethod
     async def Exec(self, *, name: str, command: Command, stdio: list[FileDescriptor]) -> Started:

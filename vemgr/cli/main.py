@@ -13,7 +13,7 @@ import click
 import vemgr
 from vemgr.api import location
 from vemgr.api.client import ENDED, Client, exit_code_of, lost, result_of
-from vemgr.cli import completion, connection, console, ending, execute, keys, logs, order, tables
+from vemgr.cli import completion, connection, console, ending, execute, keys, logs, order, previews, tables
 from vemgr.cli.carrying import export, import_command
 from vemgr.cli.copies import clone, create_template, rename
 from vemgr.cli.doctor import doctor
@@ -346,13 +346,17 @@ def _link(link: dict[str, str]) -> str:
 
 @cli.command("set")
 @name_argument()
+@click.option("--dry-run", is_flag=True, help="Print what would be written to cgroups, and why; change nothing.")
 @setting_options
 @click.pass_context
-def set_(context: click.Context, /, name: str, **options: str | None) -> None:
+def set_(context: click.Context, /, name: str, dry_run: bool, **options: str | None) -> None:
     """Change settings, live where the VE runs; 'default' takes one back."""
     settings = given(options)
     if not settings:
         raise click.UsageError("say what to set")
+    if dry_run:
+        previews.show(client(context).call("PreviewSet", {"name": name, "settings": settings}), name)
+        return
     pending = client(context).call("Set", {"name": name, "settings": settings})["pending"]
     if pending:
         click.echo(f"{name}: at the next start: {', '.join(pending)}", err=True)

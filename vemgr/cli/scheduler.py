@@ -103,6 +103,8 @@ def explain(context: click.Context, name: str, as_json: bool) -> None:
     group = f" in group {found['group']}" if found["group"] else ""
     click.echo(f"{found['name']}: {found['state']}{group}, policy {found['policy']}")
     tables.table(found["shares"], ("resource", "guarantee", "limit", "weight", "entitled", "used"))
+    if found["workingSet"] is not None:
+        click.echo(f"memory that is not idle: {found['workingSet'] >> 20}M")
     click.echo()
     for knob in found["knobs"]:
         click.echo(f"{knob['file']} {_state_of(knob, found['state'])}: {knob['reason']}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import vemgr
 from vemgr.api.interface import Command
+from vemgr.core.config import parse_settings
 from vemgr.core.errors import BadValue, StillRunning
 from vemgr.core.ids import ID_COUNT
 from vemgr.core.layers import HOST_TEMPLATE, Template
@@ -24,6 +25,7 @@ from vemgr.runtime.observing.statistics import Statistics
 from vemgr.runtime.ordering import Outcome
 from vemgr.runtime.scheduling.accounting import Accounting
 from vemgr.runtime.scheduling.demands import Demands
+from vemgr.runtime.scheduling.preview import preview
 from vemgr.runtime.store import storage_errors
 
 
@@ -102,6 +104,11 @@ class DaemonService:
 
     async def set(self, name: str, texts: dict[str, str]) -> list[str]:
         return await self._manager.set(name, texts)
+
+    async def preview(self, name: str, texts: dict[str, str]) -> dict[str, Any]:
+        instance = self._manager.instances.get(name)
+        settings = parse_settings(await self._manager.expanded(texts), instance.definition.settings)
+        return preview(self._parts, instance, settings)
 
     async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]:
         """The command's pid, and a descriptor from which its wait status can be read."""

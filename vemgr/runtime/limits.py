@@ -19,10 +19,10 @@ from vemgr.kernel import blockdev, cgroups
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.scheduler import knobs
 from vemgr.scheduler.admission import promise_of
+from vemgr.scheduler.explain import IO_KEYS
 
 _RECLAIM_STEP = 32 * MIB
 _RECLAIM_PATIENCE = 5  # steps without progress before we say that there is no more to be had
-_IO_KEYS = {"io_read": "rbps", "io_write": "wbps", "iops_read": "riops", "iops_write": "wiops"}
 _CONTROLLER_REMEDY = (
     "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1) and delegate the controller to vemgr-keeper.service"
 )
@@ -75,7 +75,7 @@ class Limits:
             missing = units.expand_cpu_mask(settings.cpu_mask) - online
             if missing:
                 raise BadValue("cpu-mask", settings.cpu_mask, f"this host has no CPU {min(missing)}")
-        wants_io = any(getattr(settings, name) is not None for name in _IO_KEYS)
+        wants_io = any(getattr(settings, name) is not None for name in IO_KEYS)
         wants_weight = settings.io_weight != DEFAULTS.io_weight
         if wants_io or wants_weight:
             self._check_disks(wants_weight)
@@ -154,7 +154,7 @@ class Limits:
         return [
             (protecting, self._write_protection),
             ({"cpus", "cpu_burst"}, _write_cpus), ({"cpu_weight"}, _write_cpu_weight), ({"cpu_mask"}, _write_cpu_mask),
-            ({"swap", "memory"}, self._write_swap), ({"pids"}, _write_pids), (set(_IO_KEYS), self._write_io),
+            ({"swap", "memory"}, self._write_swap), ({"pids"}, _write_pids), (set(IO_KEYS), self._write_io),
             ({"io_weight"}, self._write_io_weight),
         ]
 
@@ -179,6 +179,13 @@ class Limits:
             else:
                 written.append(ve)
         return written
+
+    def disks(self) -> Disks:
+        """None where they cannot be limited or found."""
+        with contextlib.suppress(OSError):
+            if "io" in self._tree.controllers:
+                return Disks.behind(self._data)
+        return Disks((), "")
 
     @property
     def controllers(self) -> frozenset[str]:
@@ -210,7 +217,7 @@ class Limits:
                                  "boot with swapaccount=1")
 
     def _write_io(self, group: Any, settings: Settings) -> None:
-        values = ((key, getattr(settings, name)) for name, key in _IO_KEYS.items())
+        values = ((key, getattr(settings, name)) for name, key in IO_KEYS.items())
         text = " ".join(f"{key}={'max' if value is None else value}" for key, value in values)
         for device in Disks.behind(self._data).devices:
             group.io_max = f"{device} {text}"
@@ -278,7 +285,7 @@ class Limits:
             text = group.io_max
             for device in disks.devices[:1]:
                 values = cgroups.io_max_of(text, device)
-                for name, key in _IO_KEYS.items():
+                for name, key in IO_KEYS.items():
                     found[name.replace("_", "-")] = _io_text(name, values.get(key, "max"))
         return found
 

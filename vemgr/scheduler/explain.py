@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vemgr.core import resources as units
@@ -50,6 +51,40 @@ def own_group_knobs(settings: Settings, protected: int, config: SchedulerConfig,
             Knob("memory.low", str(knobs.protection(protected, page)), what), _memory_max(settings, page),
             Knob("memory.high", "max", "never a limit: it would freeze the VEs"), _swap(settings, page),
             _pids(settings)]
+
+
+#: Setting and key in io.max, in the order of the file.
+IO_KEYS = {"io_read": "rbps", "io_write": "wbps", "iops_read": "riops", "iops_write": "wiops"}
+
+
+def io_knobs(settings: Settings, devices: Sequence[str], weight_file: str) -> list[Knob]:
+    """`devices`: numbers of the disks that limits are for. `weight_file`: "" where no weight is in force."""
+    values = {key: getattr(settings, name) for name, key in IO_KEYS.items()}
+    text = " ".join(f"{key}={'max' if value is None else value}" for key, value in values.items())
+    limited = any(value is not None for value in values.values())
+    found = [Knob("io.max", "\n".join(f"{device} {text}" for device in devices),
+                  "limits of the disks that the VE's data is on" if limited else "no limit")] if devices else []
+    if weight_file:
+        found.append(Knob(weight_file, f"default {settings.io_weight}", f"weight of {settings.io_weight}, as given"))
+    return found
+
+
+def agrees(file: str, value: str, wanted: str) -> bool:
+    """Whether a file that holds `value` does what `wanted` would. Limits of other disks are others' affair."""
+    if file == "cpuset.cpus":
+        return bool(value) and units.expand_cpu_mask(value) == units.expand_cpu_mask(wanted)
+    if file == "io.max":
+        held = _lines(value)
+        return all(held.get(device, set()) == limits for device, limits in _lines(wanted).items())
+    if file in ("io.weight", "io.bfq.weight"):
+        return value.partition("\n")[0].split()[-1:] == wanted.split()[-1:]
+    return value == wanted
+
+
+def _lines(text: str) -> dict[str, set[str]]:
+    """Of an io.max, by device: what is limited."""
+    rows = (line.split() for line in text.splitlines())
+    return {device: {pair for pair in pairs if not pair.endswith("=max")} for device, *pairs in rows}
 
 
 def _weight(ve: str, settings: Settings, shares: CpuShares, policy: Policy) -> Knob:

@@ -12,14 +12,15 @@ from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
-from vemgr.core.config import Settings, parse_settings
+from vemgr.core.config import DEFAULTS, Settings, parse_settings
 from vemgr.core.events import SCHEDULER
 from vemgr.core.groups import group_key, line_of, shown
 from vemgr.core.rates import show_bits
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance, Parts
+from vemgr.runtime.scheduling import readings
 from vemgr.scheduler.admission import RESOURCES, Promise, Resource, promise_of
-from vemgr.scheduler.explain import Knob, group_knobs, knobs_of
+from vemgr.scheduler.explain import IO_KEYS, Knob, agrees, group_knobs, io_knobs, knobs_of
 from vemgr.scheduler.knobs import is_off
 from vemgr.scheduler.shares import cpu_shares, memory_shares, uplink_share
 
@@ -74,7 +75,7 @@ class Accounting:
         cpus = cpu_shares(capacity["cpus"].total - capacity["cpus"].reserve, ves, config.policy, groups)
         memory = memory_shares(capacity["memory"].total - capacity["memory"].reserve, ves, config.policy, groups)
         promise = promise_of(settings, config.policy)
-        wanted = knobs_of(name, settings, cpus, config, PAGESIZE)
+        wanted = [*knobs_of(name, settings, cpus, config, PAGESIZE), *self._given(settings)]
         above = ""
         for group in reversed(line_of(groups, settings.group)):
             above += "../"
@@ -90,6 +91,7 @@ class Accounting:
                        f"{memory[name] >> 20}M", used.get("memory", "")),
                 *self._uplink(name, settings, ves),
             ],
+            "workingSet": self._working_set(name) if running else None,
             "knobs": [_described(knob, self._value(name, knob.file) if running else "") for knob in wanted],
             "decisions": [asdict(event) for event in self._parts.journal.latest(name, SCHEDULER, _DECISIONS)],
         }
@@ -102,6 +104,22 @@ class Accounting:
         return [_share("network", show_bits(settings.network_guarantee), show_bits(limit) if limit else units.UNLIMITED,
                        settings.network_weight,
                        show_bits(uplink_share(name, capacity.total - capacity.reserve, ves)), "")]
+
+    def _given(self, settings: Settings) -> list[Knob]:
+        """Those of CPUs and disks, where the VE has any."""
+        found = []
+        if settings.cpu_mask is not None:
+            found.append(Knob("cpuset.cpus", settings.cpu_mask, "the CPUs that it may use, as given"))
+        if settings.io_weight != DEFAULTS.io_weight or any(getattr(settings, name) is not None for name in IO_KEYS):
+            disks = self._parts.limits.disks()
+            found += io_knobs(settings, disks.devices, disks.weight_file)
+        return found
+
+    def _working_set(self, ve: str) -> int | None:
+        """Bytes that are in use and not idle, as the kernel's lists of pages tell."""
+        directory = self._parts.tree.path(ve)
+        held = readings.text_of(f"{directory}/memory.current")
+        return None if held is None else max(0, int(held) - readings.idle_of(directory, readings.swap_left())[0])
 
     async def _used(self, ve: str) -> dict[str, str]:
         group: Any = self._parts.tree[ve]
@@ -131,6 +149,7 @@ def _share(resource: str, guarantee: str, limit: str, weight: int, entitled: str
 
 def _described(knob: Knob, value: str) -> dict[str, str]:
     near = knob.file.endswith("cpu.weight") and value and not is_off(int(knob.wanted), int(value))
+    near = near or (bool(value) and agrees(knob.file, value, knob.wanted))
     return {"file": knob.file, "value": value, "wanted": value if near else knob.wanted, "reason": knob.reason}
 
 

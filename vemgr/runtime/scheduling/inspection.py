@@ -16,11 +16,10 @@ from vemgr.core.config import Settings
 from vemgr.core.errors import VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.groups import Group, group_key
-from vemgr.core.resources import expand_cpu_mask
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.readings import text_of
-from vemgr.scheduler.explain import own_group_knobs, own_knobs
+from vemgr.scheduler.explain import agrees, own_group_knobs, own_knobs
 
 _LEAST, _PASS = 64, 6  # VEs at each tick: so many, or so many ticks until all have been looked at
 
@@ -57,7 +56,7 @@ class Inspection:
         found = {}
         for file, wanted in all_wanted.items():
             value = text_of(f"{directory}/{file}")
-            if value is not None and not _same(file, value.strip(), wanted):
+            if value is not None and not agrees(file, value.strip(), wanted):
                 found[file] = (value.strip(), wanted)
         return found
 
@@ -141,9 +140,3 @@ class Inspection:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._parts.limits.protect, self._parts.promises.ledger.promised("memory"))
             self._parts.journal.add(Kind.RESTORED, "", f"{weakened} was less than what VEs were promised: put right")
-
-
-def _same(file: str, value: str, wanted: str) -> bool:
-    if file == "cpuset.cpus":
-        return bool(value) and expand_cpu_mask(value) == expand_cpu_mask(wanted)
-    return value == wanted
