@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """vemgr in a VE: with the feature `nesting` and a volume for its state it makes VEs there."""
 
+import json
 import os
 import sys
 
@@ -63,9 +64,13 @@ def test_it_is_bounded_as_a_ve_is(vemgr, outer, inside):
     inside("start", "bound")
     for act in ("cat /root/secret", "cat /proc/1/root/root/secret", "mknod /tmp/disk b 254 0",
                 "mount -t proc proc /mnt", "umount /proc/kcore",
-                "echo 1 >/proc/sys/kernel/panic", "ls /var/lib/vemgr/ve/bound", "ls /dev/.vemgr"):
+                "echo 1 >/proc/sys/kernel/panic", "ls /var/lib/vemgr/ve/bound", "ls /dev/.vemgr",
+                # The nodes are those of the VE around, and so is their owner.
+                "chmod 0 /dev/null", "chown 1000 /dev/zero", "touch -d @1 /dev/tty",
+                "mount -o remount,bind,rw /dev/null"):
         assert inside("exec", "bound", "--", "sh", "-c", act, code=None).returncode != 0, act
-    assert sh(inside, "bound", "grep ^0: /proc/self/cgroup") == "0::/\n"
+    used = "echo x >/dev/null && head -c 1 /dev/zero | wc -c && grep ^0: /proc/self/cgroup"
+    assert sh(inside, "bound", used) == "1\n0::/\n"
     inside("destroy", "--force", "bound")
 
 
@@ -75,6 +80,11 @@ def test_without_a_place_for_its_state_it_says_what_is_wrong(vemgr, outer):
     said = vemgr("exec", outer, "--", "env", f"PYTHONPATH={ROOT}", "VEMGR_CONFIG=/etc/other.toml", sys.executable, "-m",
                  "vemgr.cli", "list", code=None).stderr
     assert "on an overlay" in said and "--mount VOLUME" in said
+
+
+def test_the_doctor_misses_nothing_that_is_not_needed_there(inside):
+    found = {each["check"]: each for each in json.loads(inside("doctor", "--json", code=None).stdout)}
+    assert [found[check]["level"] for check in ("capabilities", "id-mapped-layers")] == ["ok", "ok"], found
 
 
 def test_nothing_is_left_when_the_ve_around_ends(vemgr, outer, inside):

@@ -102,6 +102,12 @@ def without(*paths):
     return FakeHost(paths=frozenset(PATHS - set(paths)))
 
 
+def in_a_ve(**more):
+    """With the capabilities that a VE has: all but CAP_MKNOD."""
+    return FakeHost(texts=TEXTS | {"/proc/self/uid_map": "0 1879048192 65536\n",
+                                   "/proc/self/status": "CapEff:\t000001fff7ffffff\n"}, **more)
+
+
 def chains(*more):
     return FakeHost(nft=(*GOOD.nft, *more))
 
@@ -126,6 +132,8 @@ CASES = [
     ("seccomp", but("/proc/sys/kernel/seccomp/actions_avail", None), SITE, "fail", "CONFIG_SECCOMP"),
     ("capabilities", but("/proc/self/status", "CapEff:\t000001fffeffffff\n"), SITE, "warn", "CAP_SYS_RESOURCE"),
     ("capabilities", but("/proc/self/status", "CapEff:\t0000000000000000\n"), SITE, "fail", "root"),
+    ("capabilities", but("/proc/self/status", "CapEff:\t000001fff7ffffff\n"), SITE, "fail", "root"),
+    ("id-mapped-layers", in_a_ve(types={"/var/lib/vemgr": "overlay"}), SITE, "fail", "--mount VOLUME"),
     ("pressure", but("/proc/pressure/memory", None), SITE, "warn", "psi=1"),
     ("cgroup2", but("/proc/mounts", V1), SITE, "fail", "mount -t cgroup2"),
     ("cgroup-v1", but("/proc/mounts", MOUNTS + V1), SITE, "warn", "unified"),
@@ -190,6 +198,8 @@ def test_what_makes_up_for_something_that_is_missing():
                               "/lib/modules/6.1.0-13/modules.dep": "kernel/fs/overlayfs/overlay.ko:\n"})
     assert PROBES["overlay"](modules, SITE).level == Level.OK
     assert PROBES["lxcfs"](but("/proc/mounts", ""), replace(SITE, config=HostConfig(lxcfs="off"))).level == Level.OK
+    for check in ("capabilities", "id-mapped-layers"):
+        assert PROBES[check](in_a_ve(), SITE).level == Level.OK, check
     empty = FakeHost(texts={}, listed={}, spaces={}, types={})
     for check in ("disk-space", "run-directory", "id-mapped-layers", "leftovers"):
         assert PROBES[check](empty, ALONE).level == Level.OK, check  # nobody has used vemgr here yet

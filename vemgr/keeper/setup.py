@@ -204,11 +204,13 @@ class Setup:
         self.tree.give_to_ve(dev, name)
 
     def _passed_on(self, dev: Register, name: bytes) -> None:
-        """Nobody in a user namespace makes device nodes: the one around is seen."""
+        """Nobody in a user namespace makes device nodes: the one around is seen. Read-only: its owner here is its owner
+        there, and could close /dev/null to all around; what is written to a device is no change of the mount."""
         program = self.program
         with program.descriptor() as target, program.descriptor() as fd:
             program.call("openat", dev, name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666, into=target)
             mounting.clone_tree(program, _AT_FDCWD, b"/dev/" + name, fd)
+            mounting.set_attributes(program, fd, MOUNT_ATTR["ro"])
             mounting.attach(program, fd, target)
 
     def host_device(self, operation: operations.HostDevice) -> None:

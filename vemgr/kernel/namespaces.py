@@ -75,7 +75,12 @@ def nested() -> bool:
     """Whether we are in a user namespace of somebody's making: then vemgr runs in a VE, and the kernel keeps from it
     what is the host's alone (docs/adr/0015)."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
-        return file.read().split() != ["0", "0", str(_ALL_IDS)]
+        return is_made(file.read())
+
+
+def is_made(uid_map: str) -> bool:
+    """Whether this is the /proc/PID/uid_map of a user namespace of somebody's making, not of the first."""
+    return uid_map.split() != ["0", "0", str(_ALL_IDS)]
 
 
 def setns(fd: int, flags: int, path: str | None = None) -> None:

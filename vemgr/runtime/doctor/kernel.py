@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 from vemgr.kernel import capabilities
+from vemgr.kernel.namespaces import is_made
 from vemgr.runtime.doctor.findings import Finding, Host, Site, fail, ok, warn
 
 _OLDEST = (5, 19)
@@ -13,6 +14,12 @@ _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _NEEDED = ("chown", "dac_override", "kill", "mknod", "net_admin", "setgid", "setuid", "sys_admin", "sys_chroot")
 #: File systems that mounts with shifted ids can be made of (mount_setattr(2), and their FS_ALLOW_IDMAP).
 _IDMAPPABLE = frozenset({"ext4", "xfs", "btrfs", "f2fs", "erofs", "squashfs", "bcachefs", "zfs", "tmpfs"})
+
+
+def _in_a_ve(host: Host) -> bool:
+    """Then the device nodes and ids of the VE around are used (docs/adr/0015)."""
+    uid_map = host.text("/proc/self/uid_map")
+    return uid_map is not None and is_made(uid_map)
 
 
 def kernel_version(host: Host, _site: Site) -> Finding:
@@ -55,6 +62,11 @@ def _filesystem(host: Host, name: str, meaning: str) -> Finding:
 
 def idmapped_layers(host: Host, site: Site) -> Finding:
     found = host.filesystem(site.config.state_dir)
+    if _in_a_ve(host):
+        if found == "overlay":
+            return fail(f"{site.config.state_dir} is on an overlay", "vemgr does not start: VEs could not write there",
+                        "mount a volume on it: '--mount VOLUME:/var/lib/vemgr' for the VE around")
+        return ok("this is a VE: the VEs in it have its ids")
     if found and found not in _IDMAPPABLE:
         return fail(f"{site.config.state_dir} is on {found}, whose mounts cannot shift ids", "no VE starts from there",
                     "put state-dir of vemgr.toml on ext4, xfs or btrfs")
@@ -77,7 +89,9 @@ def capabilities_of_ours(host: Host, _site: Site) -> Finding:
     status = host.text("/proc/self/status") or ""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     mask = int(match[1], 16) if match else 0
-    missing = [f"CAP_{name.upper()}" for name in _NEEDED if not mask >> capabilities.NAMES.index(name) & 1]
+    dispensable = ("mknod",) if _in_a_ve(host) else ()
+    missing = [f"CAP_{name.upper()}" for name in _NEEDED
+               if name not in dispensable and not mask >> capabilities.NAMES.index(name) & 1]
     if missing:
         return fail(f"missing: {', '.join(missing)}", "VEs cannot be made without", "run vemgr as root of the host")
     if not mask >> capabilities.NAMES.index("sys_resource") & 1:
