@@ -10,9 +10,9 @@ import click
 
 from vemgr.cli import completion, tables
 from vemgr.cli.files import connected
+from vemgr.cli.scheduler import show_amount
 from vemgr.core.config import BY_KEY, Setting
 from vemgr.core.groups import GROUP_KEYS
-from vemgr.core.resources import format_cpus
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _COLUMNS = ("cpus", "cpu-guarantee", "memory", "memory-guarantee")
@@ -104,12 +104,8 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         lines.append(("cpu time", f"{usage['cpu_usec'] / 1e6:.2f} s"))
     tables.fields(lines)
     click.echo()
-    tables.table([{"resource": row["resource"], **{key: _amount(row["resource"], row[key])
+    tables.table([{"resource": row["resource"], **{key: show_amount(row["resource"], row[key])
                                                    for key in ("claimed", "promised", "free")},
-                   "to": ", ".join(f"{each['ve']} {_amount(row['resource'], each['amount'])}"
+                   "to": ", ".join(f"{each['ve']} {show_amount(row['resource'], each['amount'])}"
                                    for each in row["holders"])}
                   for row in found["resources"]], ("resource", "claimed", "promised", "free", "to"))
-
-
-def _amount(resource: str, amount: int) -> str:
-    return format_cpus(amount) if resource == "cpus" else f"{amount >> 20}M"

@@ -31,7 +31,7 @@ def _client(context: click.Context) -> Client:
     return connection.connect(context.find_object(str) or DEFAULT_PATH)
 
 
-def _show(resource: str, amount: int) -> str:
+def show_amount(resource: str, amount: int) -> str:
     if resource == "network":
         return f"{amount / 1e6:g}Mbit/s"
     return format_cpus(amount) if resource == "cpus" else f"{amount >> 20}M"
@@ -56,7 +56,7 @@ def capacity(context: click.Context, as_json: bool) -> None:
     tables.table([_row(each) for each in rows], ("resource", "total", "reserve", "overcommit", "promisable",
                                                  "promised", "free", "used"))
     holders = [{"promised to": holder["ve"], "resource": row["resource"],
-                "amount": _show(row["resource"], holder["amount"])} for row in rows for holder in row["holders"]]
+                "amount": show_amount(row["resource"], holder["amount"])} for row in rows for holder in row["holders"]]
     if holders:
         click.echo()
         tables.table(holders, ("promised to", "resource", "amount"))
@@ -64,7 +64,7 @@ def capacity(context: click.Context, as_json: bool) -> None:
 
 def _row(found: dict[str, Any]) -> dict[str, str]:
     resource = found["resource"]
-    amounts = {key: _show(resource, found[key])
+    amounts = {key: show_amount(resource, found[key])
                for key in ("total", "reserve", "promisable", "promised", "free", "used")}
     return {**amounts, "resource": resource, "overcommit": f"{found['overcommit']:g}"}
 

@@ -44,6 +44,11 @@ def shown(key: str) -> str:
     return f"group {key.removeprefix(_MARK)}" if is_group_key(key) else key
 
 
+def called(key: str) -> str:
+    """The same where it must be said that it is a VE."""
+    return shown(key) if is_group_key(key) else f"VE {key}"
+
+
 def check_group_name(name: str) -> str:
     try:
         return check_name(name)

@@ -14,6 +14,7 @@ from typing import Any
 from vemgr.core import resources as units
 from vemgr.core.config import AUTOMATIC, BY_KEY, DEFAULTS, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
+from vemgr.core.groups import called
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.kernel import blockdev, cgroups
 from vemgr.kernel.cgroups import CgroupTree
@@ -114,7 +115,7 @@ class Limits:
                     write(group, settings)
         except OSError as error:
             self._put_back(group, undo)
-            raise SystemFailure(f"a limit of VE {ve} cannot be set: {error.strerror}", path=error.filename,
+            raise SystemFailure(f"a limit of {called(ve)} cannot be set: {error.strerror}", path=error.filename,
                                 errno=error.errno) from error
         except BaseException:
             self._put_back(group, undo)

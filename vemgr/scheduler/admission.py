@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vemgr.core.config import MIB, Settings
 from vemgr.core.errors import Overcommitted
-from vemgr.core.groups import is_group_key, shown
+from vemgr.core.groups import called, is_group_key, shown
 from vemgr.core.rates import show_bits
 from vemgr.core.resources import format_cpus
 from vemgr.core.scheduling import Policy, SchedulerConfig
@@ -224,7 +224,7 @@ class Ledger:
             facts |= {"total": capacity.total, "reserve": capacity.reserve, "factor": capacity.factor,
                       "promisable": capacity.promisable}
         return Overcommitted(
-            f"{_called(holder)} cannot be guaranteed {show(asked)}: {where}; promised to others: {show(others)}"
+            f"{called(holder)} cannot be guaranteed {show(asked)}: {where}; promised to others: {show(others)}"
             + _named(holders, show),
             remedy=f"{show(fits)} would fit: ask for that, or stop or change one of the others",
             field=resource.setting, ve=holder, asked=asked, promised=others, fits=fits,
@@ -244,14 +244,10 @@ class Ledger:
     def _too_little(self, group: str, resource: Resource, asked: int, inside: int) -> Overcommitted:
         show, holders = resource.show, self.holders(resource.name, group)
         return Overcommitted(
-            f"{_called(group)} cannot have {show(asked)}: {show(inside)} are promised in it" + _named(holders, show),
+            f"{called(group)} cannot have {show(asked)}: {show(inside)} are promised in it" + _named(holders, show),
             remedy=f"{show(inside)} or more would do: ask for that, or stop or change what is in the group",
             field=resource.setting, group=group[1:], asked=asked, promised=inside, fits=inside,
             holders=",".join(f"{holder}={amount}" for holder, amount in holders))
-
-
-def _called(holder: str) -> str:
-    return shown(holder) if is_group_key(holder) else f"VE {holder}"
 
 
 def _named(holders: list[tuple[str, int]], show: Callable[[int], str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vemgr.core.errors import BadValue
 from vemgr.core.events import Kind
+from vemgr.core.groups import group_key
 from vemgr.core.host import HostConfig
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.kernel.durable import replace_file
@@ -62,7 +63,10 @@ class PolicySwitch:
             except BaseException:
                 self._parts.promises.switch(before)
                 raise
-            self._parts.limits.use(self._parts.promises.config)
+            promises = self._parts.promises
+            self._parts.limits.use(promises.config)
+            for key in ("", *map(group_key, promises.groups)):  # what is certain of a promise is another part now
+                promises.on_change(key)
             for instance in self._instances:
                 await self._protect(instance)
             self._parts.journal.add(Kind.POLICY, "", f"{after}, was {before}")
