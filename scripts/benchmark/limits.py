@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmark import limits_cpu, limits_io, limits_memory, limits_network
+from benchmark import limits_cpu, limits_io, limits_memory, limits_network, limits_serving
 from benchmark.bench import BARE
 from benchmark.instance import TEMPLATE, Instance
 from benchmark.limits_stage import Result, Stage
@@ -29,6 +29,7 @@ from vemgr.core.errors import VemgrError
 PARTS = {"cpu": limits_cpu.limit, "settle": limits_cpu.settle, "weights": limits_cpu.weights,
          "guarantee": limits_cpu.guarantee, "memory": limits_memory.guarantee, "shrink": limits_memory.shrink,
          "io": limits_io.rates, "io-weight": limits_io.weights, "network": limits_network.rates,
+         "isolation": limits_serving.isolation, "utilization": limits_serving.utilization,
          "arithmetic": limits_cpu.arithmetic}
 
 
