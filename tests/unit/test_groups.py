@@ -39,10 +39,11 @@ def settings(name="", **texts):
 NAMES = ("a", "b", "c")
 WISHES = st.sampled_from(["0", "0.25", "0.5", "1", "2", "3"])
 STEPS = st.lists(st.one_of(
-    st.tuples(st.just("group"), st.sampled_from(NAMES), WISHES, st.sampled_from(["unlimited", "0.5", "1", "3"])),
+    st.tuples(st.just("group"), st.sampled_from(NAMES), st.sampled_from(["0", "0", "0.5", "2"]),
+              st.sampled_from(["unlimited", "0.5", "2"])),
     st.tuples(st.just("start"), st.integers(0, 5), WISHES, st.sampled_from(("", *NAMES))),
     st.tuples(st.just("stop"), st.integers(0, 5)), st.tuples(st.just("remove"), st.sampled_from(NAMES)),
-), max_size=60)
+), min_size=5, max_size=60)
 
 
 @given(STEPS, st.sampled_from(Policy))
