@@ -321,6 +321,8 @@ def ves_of(vemgr):
         ve = VE(vemgr, name)
         made.append(ve)
         vemgr("start", name)
+        if "group" in settings:
+            ve.group = Path(ve.show()["cgroup"])
         return ve
 
     try:
