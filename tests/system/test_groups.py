@@ -35,7 +35,6 @@ def groups(vemgr):
         vemgr("group", "remove", name)
 
 
-
 def test_a_cpu_limit_is_that_of_all_in_the_group(groups, make_ve, burn, cpu_shares, figure, vemgr, until):
     groups.make("acme", cpus="0.5")
     ves = [make_ve("small", group="acme"), make_ve("large", group="acme", cpu_weight="300")]
