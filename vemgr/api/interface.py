@@ -5,7 +5,6 @@
 # No `from __future__ import annotations`: asyncvarlink reads the annotations as types, not as text.
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol, TypedDict
 
 from asyncvarlink import (
     FileDescriptor,
@@ -16,351 +15,34 @@ from asyncvarlink import (
 )
 from asyncvarlink.interface import AnnotatedResult
 
+from vemgr.api.service import Service
+from vemgr.api.types import (
+    VE,
+    CapacityInfo,
+    Command,
+    Demand,
+    Events,
+    Explanation,
+    Finding,
+    Fitting,
+    GroupInfo,
+    HostInfo,
+    Imported,
+    Outcomes,
+    PolicyInfo,
+    Preview,
+    Profile,
+    Pulled,
+    Started,
+    Statistics,
+    TemplateInfo,
+    VEDetails,
+    VolumeInfo,
+)
 from vemgr.core import errors
 from vemgr.core.errors import VemgrError
 
 NAME = "org.vemgr.Manager"
-
-
-class VE(TypedDict):
-    name: str
-    group: str
-    state: str
-    template: str
-    address: str
-    address6: str
-    publish: list[str]
-    pid: int
-    verb: str
-
-
-class LinkInfo(TypedDict):
-    interface: str
-    network: str
-    address: str
-    address6: str
-    mac: str
-
-
-class VEDetails(VE):
-    hostname: str
-    cgroup: str
-    ready: bool
-    idBase: int
-    created: str
-    lastExit: str
-    restarts: int
-    restartIn: int
-    givenUp: bool
-    ephemeral: bool
-    settings: dict[str, str]
-    inForce: dict[str, str]
-    usage: dict[str, int]
-    diskBy: str
-    view: str
-    network: list[LinkInfo]
-    networkInUse: list[LinkInfo]
-    console: str
-
-
-class TemplateInfo(TypedDict):
-    name: str
-    kind: str
-    description: str
-    created: str
-    distribution: str
-    version: str
-    architecture: str
-    size: int
-    files: int
-    init: str
-    initKind: str
-    users: list[str]
-
-
-class NetworkInfo(TypedDict):
-    name: str
-    bridge: str
-    mode: str
-    mode6: str
-    subnet: str
-    gateway: str
-    subnet6: str
-    gateway6: str
-
-
-class HostInfo(TypedDict):
-    version: str
-    controllers: list[str]
-    cgroup: str
-    subnet: str
-    bridge: str
-    networks: list[NetworkInfo]
-    keeperPid: int
-    stateDir: str
-
-
-class Holder(TypedDict):
-    ve: str
-    amount: int
-
-
-class ResourceInfo(TypedDict):
-    resource: str
-    total: int
-    reserve: int
-    overcommit: float
-    promisable: int
-    promised: int
-    free: int
-    used: int
-    holders: list[Holder]
-
-
-class CapacityInfo(TypedDict):
-    policy: str
-    resources: list[ResourceInfo]
-
-
-class GroupResource(TypedDict):
-    resource: str
-    claimed: int
-    promised: int
-    free: int
-    holders: list[Holder]
-
-
-class GroupInfo(TypedDict):
-    name: str
-    parent: str
-    settings: dict[str, str]
-    inForce: dict[str, str]
-    usage: dict[str, int]
-    ves: list[str]
-    running: list[str]
-    resources: list[GroupResource]
-
-
-class Fitting(TypedDict):
-    unlimited: bool
-    count: int
-    scarce: str
-
-
-class Share(TypedDict):
-    resource: str
-    guarantee: str
-    limit: str
-    weight: int
-    entitled: str
-    used: str
-
-
-class Knob(TypedDict):
-    file: str
-    value: str
-    wanted: str
-    reason: str
-
-
-class Finding(TypedDict):
-    check: str
-    level: str
-    fact: str
-    meaning: str
-    remedy: str
-
-
-class Beancounter(TypedDict):
-    resource: str
-    unit: str
-    held: int | None
-    maxHeld: int | None
-    limit: int | None
-    unlimited: bool
-    guarantee: int | None
-    failures: int | None
-
-
-class Statistics(TypedDict):
-    name: str
-    state: str
-    counters: list[Beancounter]
-
-
-class Demand(TypedDict):
-    name: str
-    pid: int
-    settings: dict[str, str]
-    cpuUsed: int
-    cpuWaited: int | None
-    memory: int | None
-    workingSet: int | None
-    ioRead: int | None
-    ioWrite: int | None
-    netIn: int | None
-    netOut: int | None
-
-
-class EventInfo(TypedDict):
-    number: int
-    time: float
-    kind: str
-    ve: str
-    detail: str
-    count: int
-
-
-class PolicyInfo(TypedDict):
-    policy: str
-    configured: str
-
-
-class Change(TypedDict):
-    file: str
-    old: str
-    new: str
-    reason: str
-
-
-class OthersChange(TypedDict):
-    file: str
-    of: str
-    old: str
-    new: str
-
-
-class Preview(TypedDict):
-    changes: list[Change]
-    others: list[OthersChange]
-    pending: list[str]
-
-
-class Explanation(TypedDict):
-    name: str
-    group: str
-    state: str
-    policy: str
-    shares: list[Share]
-    workingSet: int | None
-    knobs: list[Knob]
-    decisions: list[EventInfo]
-
-
-class Events(TypedDict):
-    events: list[EventInfo]
-
-
-class Outcome(TypedDict):
-    name: str
-    step: str
-    error: str
-    exitCode: int
-
-
-class Outcomes(TypedDict):
-    outcomes: list[Outcome]
-
-
-class Command(TypedDict):
-    argv: list[str]
-    env: dict[str, str]
-    cwd: str
-    user: str
-    tty: bool
-
-
-class Started(TypedDict):
-    name: str
-    pid: int
-    status: FileDescriptor
-
-
-class Pulled(TypedDict):
-    mode: int
-    mtime: int
-    skipped: list[str]
-    skippedCount: int
-
-
-class Imported(TypedDict):
-    name: str
-    notes: list[str]
-
-
-class Profile(TypedDict):
-    name: str
-    settings: dict[str, str]
-    error: str
-
-
-class VolumeInfo(TypedDict):
-    name: str
-    size: int | None
-    inodes: int | None
-    used: int | None
-    files: int | None
-    users: list[str]
-
-
-class Service(Protocol):
-    """What serves the interface: the daemon's composition root."""
-
-    def ves(self) -> list[dict[str, Any]]: ...
-    async def show(self, name: str) -> dict[str, Any]: ...
-    async def create(self, name: str, template: str, texts: dict[str, str]) -> None: ...
-    async def plan(self, name: str) -> list[str]: ...
-    async def start(self, name: str, wait: int | None) -> None: ...
-    async def stop(self, name: str, timeout: int | None, kill: bool) -> str: ...
-    def start_all(self) -> AsyncIterator[dict[str, Any]]: ...
-    def stop_all(self, timeout: int | None, kill: bool) -> AsyncIterator[dict[str, Any]]: ...
-    async def restart(self, name: str, timeout: int | None) -> str: ...
-    async def suspend(self, name: str) -> None: ...
-    async def resume(self, name: str) -> None: ...
-    async def destroy(self, name: str, force: bool) -> None: ...
-    async def set(self, name: str, texts: dict[str, str]) -> list[str]: ...
-    async def preview(self, name: str, texts: dict[str, str]) -> dict[str, Any]: ...
-    async def exec(self, name: str, command: Command, stdio: list[int]) -> tuple[int, int]: ...
-    async def run(self, name: str, template: str, texts: dict[str, str], command: Command,
-                  stdio: list[int]) -> tuple[str, int, int]: ...
-    async def push(self, name: str, path: str, source: dict[str, Any], stream: int, hold: int) -> None: ...
-    async def pull(self, name: str, path: str, kind: str, stream: int, hold: int) -> dict[str, Any]: ...
-    async def clone(self, name: str, new: str, hold: int) -> None: ...
-    async def export(self, name: str, with_template: bool, stream: int, hold: int) -> list[str]: ...
-    async def import_(self, name: str, template: str, texts: dict[str, str], trusted: bool, stream: int,
-                      hold: int) -> tuple[str, list[str]]: ...
-    async def rename(self, name: str, new: str) -> None: ...
-    async def create_template(self, name: str, ve: str, description: str, hold: int) -> None: ...
-    async def attach(self, name: str, read_only: bool, force: bool, stream: int) -> str: ...
-    def open_log(self, name: str) -> int: ...
-    async def templates(self) -> list[dict[str, Any]]: ...
-    async def template(self, name: str) -> dict[str, Any]: ...
-    async def import_template(self, name: str, description: str, archive: int) -> dict[str, Any]: ...
-    async def remove_template(self, name: str) -> None: ...
-    async def refresh_host_template(self) -> None: ...
-    def events(self, name: str, since: float, follow: bool, after: int) -> AsyncIterator[list[dict[str, Any]]]: ...
-    async def host(self) -> dict[str, Any]: ...
-    async def profiles(self) -> list[dict[str, Any]]: ...
-    async def volumes(self) -> list[dict[str, Any]]: ...
-    async def volume(self, name: str) -> dict[str, Any]: ...
-    async def create_volume(self, name: str, size: str | None, inodes: str | None) -> None: ...
-    async def set_volume(self, name: str, size: str | None, inodes: str | None) -> None: ...
-    async def remove_volume(self, name: str) -> None: ...
-    async def restore_network(self) -> None: ...
-    async def capacity(self) -> dict[str, Any]: ...
-    def fitting(self, cpus: str, memory: str, network: str, group: str) -> dict[str, Any]: ...
-    def groups(self) -> list[dict[str, Any]]: ...
-    def group(self, name: str) -> dict[str, Any]: ...
-    async def create_group(self, name: str, parent: str, texts: dict[str, str]) -> None: ...
-    async def set_group(self, name: str, texts: dict[str, str]) -> None: ...
-    async def remove_group(self, name: str) -> None: ...
-    async def examine(self, installed: str) -> list[dict[str, Any]]: ...
-    async def demand(self) -> list[dict[str, Any]]: ...
-    async def statistics(self, names: list[str]) -> list[dict[str, Any]]: ...
-    async def explain(self, name: str) -> dict[str, Any]: ...
-    def policy(self) -> dict[str, Any]: ...
-    async def set_policy(self, policy: str) -> None: ...
-    async def shutdown(self) -> None: ...
 
 
 def _error_class(source: type[VemgrError]) -> type[TypedVarlinkErrorReply]:

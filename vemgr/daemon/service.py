@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import vemgr
-from vemgr.api.interface import Command
+from vemgr.api.types import Command
 from vemgr.core.config import parse_settings
 from vemgr.core.errors import BadValue, StillRunning
 from vemgr.core.ids import ID_COUNT
