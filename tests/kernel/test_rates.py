@@ -98,3 +98,16 @@ def test_what_was_made_for_a_rate_goes_with_the_ve(vemgr, wire):
 
 def test_a_rate_that_is_none_is_refused(vemgr):
     assert "network-rate" in vemgr("create", "x", "--template", "bb", "--network-rate", "fast", code=21).stderr
+
+
+def test_rates_are_verified_with_a_real_stream(vemgr, wire):
+    vemgr("create", "asked", "--template", "bb", "--network-rate", "8M:in", "--network-rate", "12M:out")
+    vemgr("start", "asked")
+    command = ("limits", "verify", "asked", "--resource", "network", "--seconds", "1")
+    assert [line.partition(" asked")[0] for line in vemgr.out(*command).splitlines()] == [
+        "network-rate:in: enforced:", "network-rate:out: enforced:"]
+    port = next(name for name in vemgr.links() if name.startswith("ve"))
+    subprocess.run(["ip", "netns", "exec", vemgr.netns, "tc", "qdisc", "del", "dev", port, "root"], check=True,
+                   timeout=20)
+    found = {each["setting"]: each for each in json.loads(vemgr.out(*command, "--json", code=6))}
+    assert found["network-rate:in"]["outcome"] == "exceeded" and found["network-rate:out"]["outcome"] == "enforced"

@@ -18,7 +18,7 @@ def limits() -> None:
 
 @limits.command()
 @click.argument("name", shell_complete=completion.ves("running"))
-@click.option("--resource", multiple=True, type=click.Choice(["cpu", "memory", "pids", "io"]),
+@click.option("--resource", multiple=True, type=click.Choice(["cpu", "memory", "pids", "io", "network"]),
               help="Only this; may be given again.")
 @click.option("--seconds", type=click.FloatRange(1, 60), default=3.0, show_default=True,
               help="How long each rate is measured.")

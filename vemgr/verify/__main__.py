@@ -49,11 +49,11 @@ def _subject(options: argparse.Namespace) -> Subject:
         raise NotRunning(options.name)
     settings = parse_settings({key: text for key, text in found["settings"].items() if key in _LIMITS})
     return Subject(options.name, settings, found["cgroup"], frozenset(host["controllers"]),
-                   f"{host['stateDir']}/ve/{options.name}", options.seconds)
+                   f"{host['stateDir']}/ve/{options.name}", options.seconds, found["pid"], found["address"])
 
 
 _LIMITS = ("cpus", "cpu-guarantee", "cpu-mask", "memory", "memory-guarantee", "swap", "pids", "io-read", "io-write",
-           "iops-read", "iops-write")
+           "iops-read", "iops-write", "network-rate")
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vemgr.core import resources as units
 from vemgr.core.config import MIB, Settings
-from vemgr.verify import load
+from vemgr.verify import load, network
 from vemgr.verify.finding import Finding, Outcome, judge_amount, judge_guarantee, judge_rate
 
 _SETTLE = 0.3  # seconds from the begin of a load to the measurement
@@ -28,7 +28,8 @@ _IO = {"io_read": ("rbytes", False), "io_write": ("wbytes", True),
 
 @dataclass(frozen=True)
 class Subject:
-    """A VE that runs. `group`: its cgroup. `data`: a directory on the disk that its I/O limits are for."""
+    """A VE that runs. `group`: its cgroup. `data`: a directory on the disk that its I/O limits are for. `pid`: of its
+    init. `address`: of its eth0, "" for none."""
 
     name: str
     settings: Settings
@@ -36,6 +37,8 @@ class Subject:
     controllers: frozenset[str]
     data: str
     seconds: float
+    pid: int = 0
+    address: str = ""
 
     def read(self, file: str) -> str:
         with open(f"{self.group}/{file}", encoding="ascii") as stream:
@@ -204,9 +207,23 @@ def _io(subject: Subject, device: str, counter: str) -> int:
     return 0
 
 
+def verify_network(subject: Subject) -> Iterator[Finding]:
+    rate = subject.settings.network_rate
+    for way, asked in (("in", rate.incoming), ("out", rate.outgoing)):
+        name = f"network-rate:{way}"
+        if asked is None:
+            continue
+        if not subject.address:
+            yield Finding(name, Outcome.NOT_MEASURED, why="the VE has no IPv4 address")
+            continue
+        got = network.measure(subject.group, subject.pid, subject.address, incoming=way == "in",
+                              seconds=subject.seconds)
+        yield judge_rate(name, asked, got, 1e6, "Mbit/s")
+
+
 RESOURCES: dict[str, tuple[str, Callable[[Subject], Iterator[Finding]]]] = {
     "cpu": ("cpu", verify_cpu), "memory": ("memory", verify_memory), "pids": ("pids", verify_pids),
-    "io": ("io", verify_io),
+    "io": ("io", verify_io), "network": ("", verify_network),
 }
 
 
@@ -214,7 +231,7 @@ def verify(subject: Subject, resources: tuple[str, ...]) -> Iterator[Finding]:
     """The findings on what is set of `resources`, as they come."""
     for resource in resources or RESOURCES:
         controller, measure = RESOURCES[resource]
-        if controller not in subject.controllers:
+        if controller and controller not in subject.controllers:
             if resources:
                 yield Finding(resource, Outcome.NOT_ENFORCEABLE,
                               why=f"cgroup v2 has no {controller} controller here")
