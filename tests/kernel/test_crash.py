@@ -109,6 +109,19 @@ def test_kill_of_the_keeper(own):
     wait_for(lambda: (own.cgroups(), [link for link in own.links() if link.startswith("ve")]) == (before[0], []))
 
 
+def test_a_start_waits_for_a_keeper_that_is_taken_up_again(own):
+    name = own.create()
+    own("start", name)
+    keeper, daemon = own.keeper_pid(), own.daemon_pid()
+    with own.client() as client:
+        for _ in range(3):
+            own.kill(own.keeper_pid())
+            wait_for(lambda: own.state_of(name) == "stopped")  # and the command line has started another keeper
+            client.call("Start", {"name": name})
+    assert own.keeper_pid() != keeper and own.daemon_pid() == daemon
+    assert own.state_of(name) == "running"
+
+
 def test_kill_of_the_spawner(own):
     """VEs go on, and the next start does not fail for it."""
     name, other = own.create(), own.create()

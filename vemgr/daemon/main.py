@@ -211,6 +211,7 @@ class Daemon:
                         self._manager.on_exit(child)
                     elif child.ready:
                         self._manager.on_ready(child)
+                self._launcher.resume()
                 return
             except (OSError, VemgrError) as error:
                 log.debug("the keeper is not back yet: %s", error)
@@ -231,7 +232,7 @@ class Daemon:
     def _serve(self, manager: Manager, parts: Parts, statistics: Statistics) -> Server:
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(ManagerInterface(
-            DaemonService(manager, parts, statistics, lambda: self._keeper_pid, self._end_all)))
+            DaemonService(manager, parts, statistics, self._launcher, self._end_all)))
         registry.register_interface(VarlinkServiceInterface(
             "vemgr", "vemgr", vemgr.__version__, "", registry))
         handed_over = listening_socket()

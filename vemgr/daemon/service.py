@@ -20,6 +20,7 @@ from vemgr.core.ids import ID_COUNT
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import Verb
 from vemgr.runtime.instances import Parts
+from vemgr.runtime.launcher import Launcher
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.observing.statistics import Statistics
 from vemgr.runtime.ordering import Outcome
@@ -32,11 +33,11 @@ from vemgr.runtime.store import storage_errors
 class DaemonService:
     """`end` ends the daemon."""
 
-    def __init__(self, manager: Manager, parts: Parts, statistics: Statistics, keeper_pid: Callable[[], int],
+    def __init__(self, manager: Manager, parts: Parts, statistics: Statistics, launcher: Launcher,
                  end: Callable[[], None]) -> None:
         self._manager = manager
         self._parts = parts
-        self._keeper_pid = keeper_pid
+        self._launcher = launcher
         self._end = end
         self._accounting = Accounting(parts)
         self._demands = Demands(parts, manager.instances)
@@ -73,6 +74,7 @@ class DaemonService:
         return (await self._manager.plan(name)).describe()
 
     async def start(self, name: str, wait: int | None) -> None:
+        await self._launcher.returned()
         await self._manager.start(name, wait=_seconds(wait, "wait"))
 
     async def stop(self, name: str, timeout: int | None, kill: bool) -> str:
@@ -91,6 +93,7 @@ class DaemonService:
             yield _outcome(outcome)
 
     async def restart(self, name: str, timeout: int | None) -> str:
+        await self._launcher.returned()
         return await self._manager.restart(name, timeout=_seconds(timeout))
 
     async def suspend(self, name: str) -> None:
@@ -116,6 +119,7 @@ class DaemonService:
         return await self._exec(name, command, stdio)
 
     async def _exec(self, name: str, command: Command, stdio: list[int], *, main: bool = False) -> tuple[int, int]:
+        await self._launcher.returned()
         with storage_errors(f"run a command in VE {name}"):
             reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
@@ -228,7 +232,7 @@ class DaemonService:
             "version": vemgr.__version__, "controllers": sorted(self._parts.tree.controllers),
             "cgroup": self._parts.tree.base, "subnet": networks[0]["subnet"],
             "bridge": networks[0]["bridge"], "networks": networks,
-            "keeperPid": self._keeper_pid(), "stateDir": self._parts.config.state_dir,
+            "keeperPid": self._launcher.keeper.pid, "stateDir": self._parts.config.state_dir,
         }
 
     async def capacity(self) -> dict[str, Any]:

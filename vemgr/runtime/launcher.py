@@ -54,6 +54,8 @@ class KeeperIdentity(NamedTuple):
     version: int
 
 
+_RETURN = 3.0  # seconds
+
 Reply = tuple[dict[str, Any], list[int]]
 
 
@@ -78,6 +80,8 @@ class Launcher:
         self._pending: dict[int, _Pending] = {}
         self._numbers = itertools.count(1)
         self.keeper = KeeperIdentity(0, 0, 0)
+        self._present = asyncio.Event()
+        self._present.set()
 
     @property
     def connected(self) -> bool:
@@ -89,12 +93,24 @@ class Launcher:
         self.close()
         self._link.connect()
 
+    def resume(self) -> None:
+        """What the loss of an earlier connection has left to be done is done: requests may come again."""
+        self._present.set()
+
+    async def returned(self) -> None:
+        """Wait while a lost connection is taken up again, which is over in a moment where the service manager starts a
+        keeper anew. Where it takes longer, a request says what is wrong."""
+        if not self._present.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._present.wait(), _RETURN)
+
     def close(self) -> None:
         self._link.close()
         for pending in self._pending.values():
             pending.replies.put_nowait(({"event": "lost"}, []))
 
     def _on_link_lost(self) -> None:
+        self._present.clear()
         self.close()
         self._on_lost()
 
