@@ -65,8 +65,8 @@ def test_suspend_holds_every_process(vemgr, running):
 def test_list_and_show(vemgr, running):
     (entry,) = (ve for ve in vemgr.json("list") if ve["name"] == running)
     details = vemgr.show(running)
-    assert entry == {key: details[key] for key in ("name", "group", "state", "template", "address", "address6", "publish",
-                                                  "pid", "verb")}
+    assert entry == {key: details[key] for key in ("name", "group", "state", "template", "address", "address6",
+                                                  "publish", "pid", "verb")}
     lines = vemgr.out("list").splitlines()
     assert lines[0].split() == ["NAME", "STATE", "TEMPLATE", "ADDRESS", "PID"]
     assert [running, "running", "bb", entry["address"], str(entry["pid"])] in [line.split() for line in lines]
