@@ -56,7 +56,7 @@ def main() -> int:
                     print(result, flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
-    return 0 if all(result.held for result in results) else 1
+    return 1 if any(result.held is False for result in results) else 0
 
 
 def _measured(stage: Stage, name: str) -> Iterator[Result]:

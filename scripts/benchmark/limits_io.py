@@ -84,7 +84,7 @@ def weights(stage: Stage) -> Iterator[Result]:
     try:
         ves = [stage.ve(io_weight="100"), stage.ve(io_weight="400")]
     except Failed as error:
-        yield Result("io weights 1:4", f"not enforceable here: {error}")
+        yield Result("io weights 1:4", f"not enforceable here: {error}", held=None)
         return
     paths = [f"{stage.vemgr.base}/disk{number}" for number in range(2)]
     for path in paths:

@@ -16,15 +16,17 @@ from benchmark.instance import Instance
 
 @dataclass
 class Result:
-    """`values`: of each repetition. `held`: whether the bar was met in all of them."""
+    """`values`: of each repetition. `held`: whether the bar was met in all of them, None where this host can have no
+    such thing."""
 
     name: str
     text: str
     values: list[float] = field(default_factory=list)
-    held: bool = True
+    held: bool | None = True
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.held else 'MISS'} {self.name}: {self.text}"
+        verdict = {True: "ok  ", False: "MISS", None: "n/a "}[self.held]
+        return f"{verdict} {self.name}: {self.text}"
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
