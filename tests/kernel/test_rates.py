@@ -65,6 +65,7 @@ def wire(vemgr):
     # A daemon keeps a system call filter for each kind of VE that it has started: those of other tests are to be none
     # of a picture that is compared with another daemon's.
     vemgr.kill(vemgr.daemon_pid())
+    vemgr("list")
     before = vemgr.traces()
     yield Wire(vemgr)
     for ve in vemgr.json("list"):

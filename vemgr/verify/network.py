@@ -15,7 +15,7 @@ from vemgr.verify import load
 _PATIENCE = 10.0  # seconds
 _SLOW_START = 1.5  # seconds until TCP has found the rate
 _FRAME, _CONTENT = 1514, 1448  # bytes of a full frame, which rates count, and of TCP's content in it
-_CHUNK = 1 << 14
+CHUNK = 1 << 14  # bytes that are sent and read at a time
 
 
 def measure(group: str, pid: int, address: str, *, incoming: bool, seconds: float) -> float:
@@ -50,7 +50,7 @@ def _sender(listener: socket.socket) -> Callable[[], None]:
     def work() -> None:
         peer, _ = listener.accept()
         while True:
-            peer.sendall(bytes(_CHUNK))
+            peer.sendall(bytes(CHUNK))
     return work
 
 
@@ -59,7 +59,7 @@ def _taker(listener: socket.socket) -> Callable[[], None]:
     def work() -> None:
         peer, _ = listener.accept()
         total, told = 0, 0.0
-        while data := peer.recv(_CHUNK):
+        while data := peer.recv(CHUNK):
             total += len(data)
             if time.monotonic() - told > 0.02:
                 told = time.monotonic()
@@ -72,7 +72,7 @@ def _taken(ours: socket.socket, seconds: float) -> float:
     def take(until: float) -> int:
         total = 0
         while time.monotonic() < until:
-            total += len(ours.recv(_CHUNK))
+            total += len(ours.recv(CHUNK))
         return total
 
     take(time.monotonic() + _SLOW_START)
@@ -88,9 +88,9 @@ def _told(ours: socket.socket, seconds: float) -> float:
     rest, began = b"", time.monotonic()
     while (now := time.monotonic()) < began + _SLOW_START + seconds:
         with contextlib.suppress(BlockingIOError):
-            ours.send(bytes(_CHUNK))
+            ours.send(bytes(CHUNK))
         with contextlib.suppress(BlockingIOError):
-            rest += ours.recv(_CHUNK)
+            rest += ours.recv(CHUNK)
         while len(rest) >= 8:
             looks.append((now, int.from_bytes(rest[:8], "little")))
             rest = rest[8:]
