@@ -14,10 +14,10 @@ import pytest
 from vemgr.core.config import Definition, Settings
 from vemgr.core.errors import Locked, SystemFailure, TemplateInUse, TemplateNotFound
 from vemgr.core.host import HostConfig
-from vemgr.core.layers import HOST_TEMPLATE
+from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import State
 from vemgr.kernel import durable
-from vemgr.runtime import ending, stopping, subids
+from vemgr.runtime import commands, ending, stopping, subids
 from vemgr.runtime.counters import Counters
 from vemgr.runtime.ending import REBOOT, Ender, describe_exit
 from vemgr.runtime.file_jobs import FileJobs
@@ -101,6 +101,29 @@ def world(monkeypatch):
 
 def run(work):
     return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_a_poweroff_that_fails_takes_no_more_than_the_time_of_the_stop(world, monkeypatch):
+    """A hostile one could fail until all its time has passed, and then be gone."""
+    asked = []
+
+    async def template(_name):
+        return Template(name="bb", init="/sbin/init", init_kind="sysvinit")
+
+    async def power_off(_parts, _launcher, _instance):
+        await asyncio.sleep(1)
+        raise SystemFailure("no poweroff")
+
+    async def ask_to_end(_pid, _pidfd, _signum, timeout, _ended, spent):
+        asked.append(timeout - spent)
+        return "it does not end"
+
+    world.ender._starter.template = template
+    monkeypatch.setattr(commands, "power_off", power_off)
+    monkeypatch.setattr(stopping, "ask_to_end", ask_to_end)
+    world.instance.began(os.getpid(), ready=True)
+    assert run(world.ender.stop(world.instance, 2.0)) == "killed: it does not end"
+    assert asked[0] <= 1.0
 
 
 def test_a_stop_that_fails_after_the_end_tidies_up(world):

@@ -138,6 +138,7 @@ class Ender:
         return "clean" if reason == "clean" else f"killed: {reason}"
 
     async def _ask(self, instance: Instance, timeout: float) -> str:
+        began = asyncio.get_running_loop().time()
         try:
             template = await self._starter.template(instance.definition.template)
             signum = stop_signal(instance.definition, template)
@@ -150,8 +151,9 @@ class Ender:
             return "its template is gone, so the way to stop it is unknown"
         except OSError as error:
             raise _cannot_ask(instance, error) from error
+        spent = asyncio.get_running_loop().time() - began
         try:
-            return await stopping.ask_to_end(instance.pid, pidfd, int(signum), timeout, instance.ended)
+            return await stopping.ask_to_end(instance.pid, pidfd, int(signum), timeout, instance.ended, spent)
         except OSError as error:
             raise _cannot_ask(instance, error) from error
         finally:

@@ -21,14 +21,16 @@ _NO_HANDLER = 5.0
 _EMPTY = 10.0  # seconds for the kernel to empty a killed cgroup; longer means a task in uninterruptible sleep
 
 
-async def ask_to_end(pid: int, pidfd: int, signum: int, timeout: float, ended: asyncio.Event) -> str:
-    """Ask init to end; returns "clean", or why it has not ended: no handler, or `timeout` seconds passed.
+async def ask_to_end(pid: int, pidfd: int, signum: int, timeout: float, ended: asyncio.Event,
+                     spent: float = 0.0) -> str:
+    """Ask init to end; returns "clean", or why it has not ended: no handler, or `timeout` seconds passed, of which
+    `spent` had passed before.
 
     The kernel drops the signal while init has no handler for it, so it is sent when there is one, and only once:
     many programs take a second one as an order to give up their orderly end.
     """
     began = time.monotonic()
-    deadline = began + timeout
+    deadline = began + timeout - spent
     sent = False
     while not ended.is_set():
         now = time.monotonic()
