@@ -60,3 +60,17 @@ def test_idle_memory_is_reclaimed_above_the_guarantee(short_of_memory, make_ve, 
     assert safe.number("memory.current") >= before * 0.95
     assert any("idle above its guarantee" in line for line in events(vemgr, "reclaimed"))
     assert not any("  safe  " in line for line in events(vemgr, "reclaimed"))
+
+
+def test_a_disk_limit_and_a_cpu_mask_that_others_change_are_put_right(make_ve, vemgr, until):
+    ve = make_ve("disked", io_write="1M", cpu_mask="0")
+    before = ve.read("io.max")
+    device = before.split()[0]
+    assert "wbps=1048576" in before
+    (ve.group / "io.max").write_text(f"{device} wbps=max rbps=4096")
+    (ve.group / "cpuset.cpus").write_text("1")
+    until(lambda: ve.read("io.max") == before and ve.read("cpuset.cpus") == "0", 60, "the limits are back")
+    found = until(lambda: (lines := [line for line in events(vemgr, "restored") if "  disked  " in line])
+                  and len(lines) >= 2 and lines, what="events")
+    assert any("io.max was" in line and "put right" in line for line in found)
+    assert "io.max = " in vemgr("scheduler", "explain", ve.name).stdout

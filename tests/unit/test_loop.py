@@ -13,7 +13,7 @@ from vemgr.core.lifecycle import State
 from vemgr.core.scheduling import parse_scheduler
 from vemgr.runtime.instances import Instance
 from vemgr.runtime.journal import Journal
-from vemgr.runtime.limits import Limits
+from vemgr.runtime.limits import Disks, Limits
 from vemgr.runtime.scheduling import policy as policy_module
 from vemgr.runtime.scheduling import readings
 from vemgr.runtime.scheduling.balancer import Balancer
@@ -122,6 +122,28 @@ def test_all_is_as_it_should_be(host):
     host.start("a")
     host.tick(2)
     assert host.events() == []
+
+
+@pytest.mark.parametrize(("file", "found", "wanted", "texts"), [
+    ("io.max", "8:0 rbps=max wbps=5 riops=max wiops=max", "8:0 rbps=max wbps=max riops=max wiops=max", {}),
+    ("io.max", "", "8:0 rbps=max wbps=1048576 riops=max wiops=max", {"io_write": "1M"}),
+    ("io.bfq.weight", "default 7", "500", {"io_weight": "500"}), ("cpuset.cpus", "0", "0,1", {"cpu_mask": "0,1"}),
+])
+def test_what_others_have_done_to_disks_and_cpus_is_put_right(host, monkeypatch, file, found, wanted, texts):
+    """Limits of a disk that is not ours stay as they are."""
+    monkeypatch.setattr(Disks, "behind", lambda _data: Disks(("8:0",), "io.bfq.weight"))
+    host.tree.controllers |= {"io"}
+    weight, other = texts.get("io_weight", "100"), "259:0 rbps=9 wbps=max riops=max wiops=max"
+    line = f"8:0 rbps=max wbps={'1048576' if 'io_write' in texts else 'max'} riops=max wiops=max"
+    host.start("a", {**FILES, "io.max": f"{other}\n{line}", "io.bfq.weight": f"default {weight}",
+                     "cpuset.cpus": "0-1" if "cpu_mask" in texts else ""}, **texts)
+    host.tick()
+    assert host.events() == []
+    host.write("a", file, found)
+    host.tick()
+    assert host.read("a", file.replace("bfq_", "bfq.")) == wanted
+    (event,) = host.events()
+    assert event[:2] == ("restored", "a") and event[2].startswith(f"{file} was {found or 'empty'}, not ")
 
 
 @pytest.mark.parametrize(("file", "found", "wanted", "texts"), [

@@ -17,15 +17,17 @@ from vemgr.core.errors import VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.groups import Group, group_key
 from vemgr.runtime.instances import Instance, Parts
+from vemgr.runtime.limits import Disks
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.readings import text_of
-from vemgr.scheduler.explain import agrees, own_group_knobs, own_knobs
+from vemgr.scheduler.explain import agrees, io_knobs, own_group_knobs, own_knobs
 
 _LEAST, _PASS = 64, 6  # VEs at each tick: so many, or so many ticks until all have been looked at
 
 #: Which setting brings a file back.
 _ATTRIBUTES = {"cpu.max": "cpus", "cpu.max.burst": "cpus", "cpuset.cpus": "cpu_mask", "memory.min": "memory_guarantee",
-               "memory.low": "memory_guarantee", "memory.max": "memory", "memory.swap.max": "swap", "pids.max": "pids"}
+               "memory.low": "memory_guarantee", "memory.max": "memory", "memory.swap.max": "swap", "pids.max": "pids",
+               "io.max": "io_write", "io.weight": "io_weight", "io.bfq.weight": "io_weight"}
 
 
 class Inspection:
@@ -35,9 +37,11 @@ class Inspection:
         self._parts = parts
         self._balancer = balancer
         self._next = 0
+        self._disks: Disks | None = None
 
     def due(self, running: list[Instance]) -> list[Instance]:
         """Whose turn it is; all, where there are few."""
+        self._disks = None  # they may have become others since the last tick: a disk's scheduler can be switched
         count = max(_LEAST, -(-len(running) // _PASS))
         if len(running) <= count:
             return running
@@ -62,7 +66,11 @@ class Inspection:
 
     def _wanted(self, instance: Instance) -> dict[str, str]:
         settings = instance.in_force
-        wanted = {knob.file: knob.wanted for knob in own_knobs(settings, self._parts.promises.config, PAGESIZE)}
+        if self._disks is None:
+            self._disks = self._parts.limits.disks()
+        knobs = [*own_knobs(settings, self._parts.promises.config, PAGESIZE),
+                 *io_knobs(settings, self._disks.devices, self._disks.weight_file)]
+        wanted = {knob.file: knob.wanted for knob in knobs}
         if settings.cpu_mask is not None:
             wanted["cpuset.cpus"] = settings.cpu_mask
         weight = self._balancer.weight_of(instance.name, settings.cpu_weight)
@@ -123,7 +131,8 @@ class Inspection:
                 outcome = "put right"
         if instance.running and instance.pid == pid:
             for file, (value, wanted) in found.items():
-                self._parts.journal.add(Kind.RESTORED, name, f"{file} was {value}, not {wanted}: {outcome}")
+                self._parts.journal.add(Kind.RESTORED, name,
+                                        f"{file} was {_shown(value)}, not {_shown(wanted)}: {outcome}")
 
     async def _write(self, ve: str, settings: Settings, found: dict[str, tuple[str, str]]) -> None:
         limits = self._parts.limits
@@ -140,3 +149,8 @@ class Inspection:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._parts.limits.protect, self._parts.promises.ledger.promised("memory"))
             self._parts.journal.add(Kind.RESTORED, "", f"{weakened} was less than what VEs were promised: put right")
+
+
+def _shown(text: str) -> str:
+    """On one line: io.max has one for each disk."""
+    return text.replace("\n", ", ") or "empty"

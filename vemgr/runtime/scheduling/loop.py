@@ -55,7 +55,7 @@ class ControlLoop:
 
     def use_tree(self) -> None:
         """Listen to the cgroup that the VEs' are in, which may be another with a new keeper."""
-        self._triggers.open(self._parts.tree.base, ("memory", "cpu"))
+        self._triggers.open(self._parts.tree.base, ("memory", "cpu", "io"))
 
     def close(self) -> None:
         self._triggers.close()
