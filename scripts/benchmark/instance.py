@@ -120,7 +120,7 @@ class Instance:
             try:
                 self.call("Create", name="probe", template=TEMPLATE, settings={**accepted, **limits})
             except Failed as error:
-                if not (isinstance(error.__cause__, RemoteError) and error.__cause__.identifier == "NotEnforceable"):
+                if not is_not_enforceable(error):
                     raise
                 continue
             accepted |= limits
@@ -253,6 +253,11 @@ class Instance:
                 if os.fsencode(f"{self.base}/") in Path(f"/proc/{entry}/cmdline").read_bytes():
                     found.append(int(entry))
         return found
+
+
+def is_not_enforceable(error: Exception) -> bool:
+    """Whether the daemon has refused a setting because this host cannot have it."""
+    return isinstance(error.__cause__, RemoteError) and error.__cause__.identifier == "NotEnforceable"
 
 
 def peer_pid(path: str) -> int:

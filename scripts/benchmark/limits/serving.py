@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from benchmark.limits_stage import Result, Stage, spread
+from benchmark.limits.result import Result, spread
+from benchmark.limits.stage import Stage
 from vemgr.kernel.namespaces import CLONE_NEWNET, setns
 from vemgr.verify import load
 
@@ -96,9 +97,9 @@ def isolation(stage: Stage) -> Iterator[Result]:
             rates.append(beside[0] / alone[0])
             tails.append(beside[1] / alone[1])
             time.sleep(1)
-    yield Result("isolation: three VEs that serve beside six that flood: throughput", f"{spread(rates)} of alone",
-                 rates, min(rates) >= 0.98)
-    yield Result("isolation: their p99", f"{spread(tails)} of alone", tails, max(tails) <= 1.2)
+    yield Result("isolation: three VEs that serve beside six that flood: throughput", "at least 98 % of alone",
+                 f"{spread(rates)} of alone", rates, min(rates) >= 0.98)
+    yield Result("isolation: their p99", "at most 1.2 x alone", f"{spread(tails)} x alone", tails, max(tails) <= 1.2)
 
 
 def _harm(stage: Stage, bad: dict[str, str], path: str) -> dict[str, list[Callable[[], None]]]:
@@ -179,10 +180,10 @@ def utilization(stage: Stage) -> Iterator[Result]:
                 static.append(total / _CPUS)
                 for ve in batch:
                     stage.set(ve, cpus="unlimited")
-    yield Result("utilization: a VE that serves beside batch work: CPU used", f"{spread(used)}; with static limits "
-                 f"{spread(static)}", used, min(used) >= 0.9)
-    yield Result("utilization: its p99", f"{spread(tails)} of alone; with static limits "
-                 f"{spread(static_tails)}", tails, max(tails) <= 1.1)
+    yield Result("utilization: a VE that serves beside batch work: CPU used", "at least 90 %",
+                 f"{spread(used)}; with static limits {spread(static)}", used, min(used) >= 0.9)
+    yield Result("utilization: its p99", "at most 1.1 x alone",
+                 f"{spread(tails)} x alone; with static limits {spread(static_tails)}", tails, max(tails) <= 1.1)
 
 
 def _served_and_used(stage: Stage, service: Service, ves: list[str]) -> tuple[tuple[float, float], float]:
