@@ -30,6 +30,13 @@ else:
         while time.monotonic() < end:
             peer.sendall(bytes(16384))
 """
+# Packets at once, more than may wait.
+BURST = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
+    for _ in range(1000):
+        ours.sendto(bytes(1400), (sys.argv[1], 9))
+"""
 RATE = 20_000_000
 
 
@@ -39,10 +46,20 @@ class Wire:
     def __init__(self, vemgr):
         self.vemgr = vemgr
 
-    def python(self, ve, *words):
+    def python(self, ve, *words, program=TALK):
         pid = self.vemgr.show(ve)["pid"]
-        return subprocess.Popen(["nsenter", "-t", str(pid), "-n", "/usr/bin/python3", "-c", TALK, *map(str, words)],
+        return subprocess.Popen(["nsenter", "-t", str(pid), "-n", "/usr/bin/python3", "-c", program, *map(str, words)],
                                 stdout=subprocess.PIPE, text=True)
+
+    def burst(self, sender, taker):
+        with self.python(sender, self.vemgr.show(taker)["address"], program=BURST) as send:
+            assert send.wait(60) == 0
+
+    def dropped(self, ve):
+        """Packets, to it and from it."""
+        (found,) = self.vemgr.json("stats", ve)
+        failures = {row["resource"]: row["failures"] for row in found["counters"]}
+        return failures["net-in"], failures["net-out"]
 
     def measure(self, sender, taker):
         """bit/s of TCP from one VE to another."""
@@ -89,6 +106,15 @@ def test_rates_hold_both_ways_and_change_live(vemgr, wire):
     vemgr("set", limited, "--network-rate", "20M:in")
     assert wire.detours() == []
     assert wire.measure(limited, free) > RATE * 2
+
+
+def test_what_a_rate_has_no_room_for_is_counted(vemgr, wire):
+    limited, free = started(vemgr, "--network-rate", "1M"), started(vemgr)
+    wire.burst(free, limited)
+    incoming, outgoing = wire.dropped(limited)
+    assert incoming > 500 and outgoing < 100
+    wire.burst(limited, free)
+    assert wire.dropped(limited)[1] > 500 and wire.dropped(free) == (0, 0)
 
 
 def test_what_was_made_for_a_rate_goes_with_the_ve(vemgr, wire):

@@ -141,6 +141,8 @@ def test_a_guarantee_is_kept_against_neighbours_and_changes_live(host):
     got, *rest = host.measure(ve, *others)
     assert got > GUARANTEE * 0.85 and all(each > 0 for each in rest)
     assert got + sum(rest) < RATE * 1.3
+    (found,) = host.vemgr.json("stats", ve)
+    assert {row["resource"]: row["failures"] for row in found["counters"]}["net-out"] > 0
     host.vemgr("set", ve, "--network-guarantee", "0", "--network-weight", "1")
     assert host.measure(ve, *others)[0] < GUARANTEE * 0.6
     host.vemgr("set", ve, "--network-weight", "default")

@@ -8,6 +8,7 @@ import pytest
 from benchmark import report
 from benchmark.environment import CpuTimes, Watch
 from benchmark.figure import Bar, Definition, Figure, compare
+from benchmark.limits.result import Pace, Result
 from benchmark.measure import Estimate, Failed, Samples, interleave, percentile, ratio
 from benchmark.process import timed
 from hypothesis import given, settings
@@ -134,3 +135,25 @@ def test_a_report_says_everything_and_json_can_be_read():
     assert [figure["verdict"] for figure in document["figures"]] == ["missed", "invalid"]
     assert document["figures"][0]["samples"][0]["seconds"] == ["infinite", 1.0]
     assert document["figures"][1]["value"] is None
+
+
+@pytest.mark.parametrize(("held", "pace", "verdict"), [
+    (True, 1.0, "ok"), (True, 0.5, "ok"), (False, 1.0, "MISS"), (False, 0.91, "MISS"), (False, 0.5, "noisy"),
+    (None, 0.5, "n/a")])
+def test_a_bar_that_is_missed_while_others_use_the_host_is_not_judged(held, pace, verdict):
+    result = Result("speed", "at least 1", "0.9 of it", [0.9], held, pace)
+    assert result.verdict == verdict and str(result).startswith(verdict)
+    assert ("best pace" in str(result)) == (pace < 0.9)
+
+
+def test_pace_is_part_of_the_best_that_was_seen(monkeypatch):
+    turns = iter([[50, 50], [100, 100], [90, 80], [120, 120]])
+    monkeypatch.setattr("benchmark.limits.result._spin_on_each", lambda: next(turns))
+    pace = Pace()
+    assert [pace.look() for _ in range(4)] == [1.0, 1.0, 0.85, 1.0]
+
+
+def test_all_cpus_are_made_to_count(monkeypatch):
+    monkeypatch.setattr("benchmark.limits.result._SPIN", 0.01)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert Pace().look() == 1.0

@@ -14,24 +14,28 @@ import socket
 import struct
 
 from vemgr.kernel.netlink import Requests, attribute, message, number, text
+from vemgr.kernel.qdiscs import (
+    ETHERNET,
+    NLM_F_REPLACE,
+    RATESPEC,
+    RTM_DELQDISC,
+    RTM_NEWQDISC,
+    TC_H_ROOT,
+    TCA_KIND,
+    TCA_OPTIONS,
+    TCMSG,
+)
 from vemgr.kernel.veth import IFINFO, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, NLM_F_CREATE, RTM_NEWLINK, death
 
-NLM_F_REPLACE = 0x100
-RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER = 36, 37, 44
-TC_H_ROOT, TC_H_INGRESS, _INGRESS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
-TCA_KIND, TCA_OPTIONS = 1, 2
+RTM_NEWTFILTER = 44
+TC_H_INGRESS, _INGRESS = 0xFFFFFFF1, 0xFFFF0000
 TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
 TCA_U32_SEL, TCA_U32_ACT, TC_U32_TERMINAL = 5, 7, 1
 TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_MIRRED_PARMS = 1, 2, 2
 TC_ACT_STOLEN, TCA_EGRESS_REDIR = 4, 1
 _ETH_P_ALL = 3
-_ETHERNET = 1
 _IFF_UP = 1
 
-#: struct tcmsg: family, index, handle, parent, info
-_TCMSG = struct.Struct("=BxxxiIII")
-#: struct tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate
-_RATESPEC = struct.Struct("=BBHhHI")
 _LEAST_BURST = 1 << 15  # bytes; two packets of a large send must pass at once
 _BURST, _WAIT = 0.01, 0.05  # seconds at the rate: what passes at once, and what may wait
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
@@ -81,17 +85,6 @@ def detours(prefix: str) -> list[str]:
     return [name for _, name in socket.if_nameindex() if name.startswith(wanted)]
 
 
-def traffic() -> dict[str, tuple[int, int]]:
-    """By host end, bytes that have gone to the VE and come from it (proc(5), /proc/net/dev)."""
-    found = {}
-    with open("/proc/self/net/dev", encoding="ascii") as file:
-        for line in file.readlines()[2:]:
-            name, _, figures = line.partition(":")
-            counts = figures.split()
-            found[name.strip()] = (int(counts[8]), int(counts[0]))
-    return found
-
-
 def _try(requests: Requests, one: bytes) -> None:
     """To take away what may not be there."""
     try:
@@ -103,7 +96,7 @@ def _try(requests: Requests, one: bytes) -> None:
 
 def _qdisc(kind: int, index: int, parent: int, name: str = "", options: bytes = b"", *, flags: int = 0,
            handle: int = 0) -> bytes:
-    body = _TCMSG.pack(socket.AF_UNSPEC, index, handle, parent, 0)
+    body = TCMSG.pack(socket.AF_UNSPEC, index, handle, parent, 0)
     if name:
         body += text(TCA_KIND, name)
     if options:
@@ -115,9 +108,9 @@ def _bucket(index: int, rate: int) -> bytes:
     speed = max(1, rate // 8)  # bytes/s
     burst = max(_LEAST_BURST, int(speed * _BURST))
     limit = burst + max(_LEAST_BURST, int(speed * _WAIT))
-    spec = _RATESPEC.pack(0, _ETHERNET, 0, 0, 0, min(speed, 0xFFFFFFFF))
+    spec = RATESPEC.pack(0, ETHERNET, 0, 0, 0, min(speed, 0xFFFFFFFF))
     # struct tc_tbf_qopt: rate, peakrate, limit, buffer, mtu. The kernel works out `buffer` from TCA_TBF_BURST.
-    parameters = spec + bytes(_RATESPEC.size) + struct.pack("=III", limit, 0, 0)
+    parameters = spec + bytes(RATESPEC.size) + struct.pack("=III", limit, 0, 0)
     options = attribute(TCA_TBF_PARMS, parameters) + number(TCA_TBF_BURST, burst)
     if speed > 0xFFFFFFFF:
         options += attribute(TCA_TBF_RATE64, struct.pack("=Q", speed))
@@ -138,7 +131,7 @@ def _redirect(index: int, through: int) -> bytes:
     action = text(TCA_ACT_KIND, "mirred") + attribute(TCA_ACT_OPTIONS, attribute(TCA_MIRRED_PARMS, mirred))
     options = attribute(TCA_U32_SEL, selector) + attribute(TCA_U32_ACT, attribute(1, action))
     info = 1 << 16 | socket.htons(_ETH_P_ALL)
-    body = (_TCMSG.pack(socket.AF_UNSPEC, index, 0, _INGRESS, info) + text(TCA_KIND, "u32")
+    body = (TCMSG.pack(socket.AF_UNSPEC, index, 0, _INGRESS, info) + text(TCA_KIND, "u32")
             + attribute(TCA_OPTIONS, options))
     return message(RTM_NEWTFILTER, body, NLM_F_CREATE)
 

@@ -17,25 +17,34 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from zlib import crc32
 
-from vemgr.kernel.netlink import HEADER, NLMSG_ERROR, Requests, attribute, attributes, message, pad, text
+from vemgr.kernel.netlink import Requests, attribute, message, text
+from vemgr.kernel.qdiscs import (
+    ETHERNET,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RATESPEC,
+    RTM_DELQDISC,
+    RTM_DELTCLASS,
+    RTM_GETQDISC,
+    RTM_GETTCLASS,
+    RTM_NEWQDISC,
+    RTM_NEWTCLASS,
+    TC_H_ROOT,
+    TCA_KIND,
+    TCA_OPTIONS,
+    TCMSG,
+    listed,
+)
 from vemgr.kernel.veth import NLM_F_CREATE
 
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_DUMP = 0x100, 0x200, 0x300
-NLMSG_DONE = 3
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
-RTM_NEWTCLASS, RTM_DELTCLASS, RTM_GETTCLASS = 40, 41, 42
-TC_H_ROOT = 0xFFFFFFFF
-TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_RATE64, TCA_HTB_CEIL64 = 1, 2, 6, 7
 WHOLE, HOST, OTHERS = 0xFFFF, 0xFFFE, 0xFFFD
 LEAST_RESERVED = OTHERS
 #: Weight of the host's own class, and of all VEs without a class together.
 COMMON_WEIGHT = 100
 _HTB_VERSION = 3
-_ETHERNET = 1
 _LEAST_RATE = 1000  # bytes/s: HTB has no class without one
 #: Bytes that a class may send in its turn, for each unit of weight: with the common weight a packet of the largest
 #: size, 64 KiB. A class whose turn is shorter than its packets gets more than its share.
@@ -45,10 +54,6 @@ _LEAST_BURST, _BURST = 1 << 15, 0.01  # bytes; seconds at the rate
 _WAIT = 0.05  # seconds at the uplink's rate that a class without fq_codel may keep waiting
 _TICK = 64  # nanoseconds (PSCHED_SHIFT in net/pkt_sched.h)
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
-#: struct tcmsg: family, index, handle, parent, info
-_TCMSG = struct.Struct("=BxxxiIII")
-#: struct tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate
-_RATESPEC = struct.Struct("=BBHhHI")
 
 
 def handle_of(instance: str) -> int:
@@ -90,15 +95,15 @@ def speed(device: str) -> int | None:
 def roots() -> dict[int, tuple[str, int]]:
     """By index of the device the kind and handle of its root qdisc; a handle 0 is of one that the kernel chose."""
     found = {}
-    for index, handle, parent, kind in _listed(RTM_GETQDISC, 0):
-        if parent == TC_H_ROOT:
-            found[index] = kind, handle >> 16
+    for one in listed(RTM_GETQDISC):
+        if one.parent == TC_H_ROOT:
+            found[one.link] = one.kind, one.handle >> 16
     return found
 
 
 def classes(index: int) -> set[int]:
     """The minor numbers of a device's HTB classes."""
-    return {handle & 0xFFFF for _, handle, _, kind in _listed(RTM_GETTCLASS, index) if kind == "htb"}
+    return {one.handle & 0xFFFF for one in listed(RTM_GETTCLASS, index) if one.kind == "htb"}
 
 
 class Tree:
@@ -189,7 +194,7 @@ class Tree:
 
     def _message(self, kind: int, handle: int, parent: int, name: str = "", options: bytes = b"",
                  flags: int = 0) -> bytes:
-        body = _TCMSG.pack(socket.AF_UNSPEC, self._index, handle, parent, 0)
+        body = TCMSG.pack(socket.AF_UNSPEC, self._index, handle, parent, 0)
         if name:
             body += text(TCA_KIND, name)
         if options:
@@ -211,29 +216,9 @@ def fell_strangers(handle: int, kept: str) -> list[str]:
 
 
 def _spec(rate: int) -> bytes:
-    return _RATESPEC.pack(0, _ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
+    return RATESPEC.pack(0, ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
 
 
 def _burst(rate: int) -> int:
     """In ticks that its bytes take at this rate."""
     return min(0xFFFFFFFF, max(_LEAST_BURST, int(rate * _BURST)) * 10**9 // rate // _TICK)
-
-
-def _listed(kind: int, index: int) -> Iterator[tuple[int, int, int, str]]:
-    """A dump: index, handle, parent and kind of each."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:
-        body = _TCMSG.pack(socket.AF_UNSPEC, index, 0, 0, 0)
-        asked.send(pad(HEADER.pack(HEADER.size + len(body), kind, NLM_F_DUMP | 1, 1, 0) + body))
-        while True:
-            answer = asked.recv(1 << 16)
-            while len(answer) >= HEADER.size:
-                length, type_, *_ = HEADER.unpack_from(answer)
-                if type_ == NLMSG_DONE:
-                    return
-                if type_ == NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", answer, HEADER.size)[0]
-                    raise OSError(code, os.strerror(code))
-                _, found, handle, parent, _ = _TCMSG.unpack_from(answer, HEADER.size)
-                parts = dict(attributes(answer[HEADER.size + _TCMSG.size:length]))
-                yield found, handle, parent, parts.get(TCA_KIND, b"").rstrip(b"\0").decode(errors="replace")
-                answer = answer[(length + 3) & ~3:]

@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from vemgr.core.errors import NotEnforceable, SystemFailure
 from vemgr.core.rates import Rate
 from vemgr.kernel import shaping
+from vemgr.kernel.link_counters import link_counters
+from vemgr.kernel.qdiscs import TC_H_ROOT, Drops
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +87,14 @@ class Rates:
     def traffic(ports: Sequence[str]) -> dict[str, int]:
         """Bytes to a VE and from it since its start, over all of its links."""
         try:
-            found = shaping.traffic()
+            found = link_counters()
         except OSError:
             return {}
         figures = [found[port] for port in ports if port in found]
-        return {"network.in": sum(to for to, _ in figures), "network.out": sum(of for _, of in figures)}
+        return {"network.in": sum(link.sent for link in figures), "network.out": sum(link.received for link in figures)}
+
+    @staticmethod
+    def dropped(ports: Sequence[str], drops: Drops) -> tuple[int, int]:
+        """Packets to a VE and from it that came faster than its rate for too long."""
+        return (sum(drops.get((port, TC_H_ROOT), 0) for port in ports),
+                sum(drops.get((shaping.detour(port), TC_H_ROOT), 0) for port in ports))

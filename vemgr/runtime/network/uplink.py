@@ -15,8 +15,9 @@ from typing import Any
 from vemgr.core.config import Definition
 from vemgr.core.errors import NotEnforceable, SystemFailure, VemgrError
 from vemgr.core.uplink import UplinkConfig
-from vemgr.kernel import shaping
 from vemgr.kernel import uplink as kernel
+from vemgr.kernel.link_counters import link_counters
+from vemgr.kernel.qdiscs import Drops
 from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
@@ -76,9 +77,13 @@ class Uplink:
 
     def sent(self) -> int:
         """Bytes that the uplink has sent, 0 where it is not known."""
-        with contextlib.suppress(OSError):
-            return shaping.traffic().get(self._device, (0, 0))[1] if self._device else 0
+        with contextlib.suppress(OSError, KeyError):
+            return link_counters()[self._device].sent if self._device else 0
         return 0
+
+    def dropped(self, ve: str, drops: Drops) -> int:
+        """Packets of a VE with a share for which its class had no room."""
+        return drops.get((self._device, self.classid(ve)), 0)
 
     def check(self) -> kernel.Tree:
         """Raises `NotEnforceable` with what is missing."""

@@ -16,6 +16,7 @@ from vemgr.core.events import Kind
 from vemgr.kernel.cgroup_figures import CgroupFigures
 from vemgr.kernel.cgroups import CgroupTree
 from vemgr.kernel.link_counters import LinkCounters, link_counters
+from vemgr.kernel.qdiscs import Drops, drops
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.observing.disk_figures import DiskFigures
 from vemgr.runtime.observing.peaks import Peaks
@@ -71,9 +72,10 @@ class Statistics:
         sized = {instance.name: instance.pid for instance in instances
                  if instance.definition.settings.disk is not None}
         places = {name: self._parts.tree.place(name) for name in pids}
-        found, disks = await asyncio.gather(asyncio.to_thread(_figures, self._cgroups(), places),
+        queued = any(instance.in_force.network_rate or instance.in_force.shares_uplink for instance in instances)
+        found, disks = await asyncio.gather(asyncio.to_thread(_figures, self._cgroups(), places, queued),
                                             self._disks.read(sized))
-        readings, links = found
+        readings, links, dropped = found
         watched = False
         for instance in instances:
             name = instance.name
@@ -82,7 +84,7 @@ class Statistics:
                 continue
             of_cgroup = needs_watching(readings[name])
             watched = watched or bool(of_cgroup)
-            readings[name] |= {**disks.get(name, {}), **self._link(name, links)}
+            readings[name] |= {**disks.get(name, {}), **self._link(name, links, dropped)}
             self._peaks.note(name, pids[name], needs_watching(readings[name]))
         self._watched = watched
         return readings
@@ -93,9 +95,17 @@ class Statistics:
             self._tree, self._figures = tree, CgroupFigures(tree.base, tree.controllers)
         return self._figures
 
-    def _link(self, ve: str, links: dict[str, LinkCounters]) -> dict[str, int]:
-        attachment = self._parts.networking.attachments.get(ve)
-        return through_links(attachment.ports if attachment is not None else (), links)
+    def _link(self, ve: str, links: dict[str, LinkCounters], dropped: Drops) -> dict[str, int]:
+        networking = self._parts.networking
+        attachment = networking.attachments.get(ve)
+        if attachment is None:
+            return {}
+        found = through_links(attachment.ports, links)
+        if found and dropped:
+            incoming, outgoing = networking.rates.dropped(attachment.ports, dropped)
+            found["link.in_dropped"] += incoming
+            found["link.out_dropped"] += outgoing + networking.uplink.dropped(ve, dropped)
+        return found
 
     def _described(self, instance: Instance, readings: dict[str, int] | None) -> dict[str, Any]:
         counters: list[dict[str, Any]] = []
@@ -118,15 +128,18 @@ def through_links(names: Iterable[str], links: Mapping[str, LinkCounters]) -> di
             "link.out_dropped": sum(port.received_dropped for port in ports)}
 
 
-def _figures(cgroups: CgroupFigures,
-             places: dict[str, str]) -> tuple[dict[str, dict[str, int]], dict[str, LinkCounters]]:
-    """What cannot be read is not available; of what else it speaks is said in the log."""
+def _figures(cgroups: CgroupFigures, places: dict[str, str],
+             queued: bool) -> tuple[dict[str, dict[str, int]], dict[str, LinkCounters], Drops]:
+    """What cannot be read is not available; of what else it speaks is said in the log. `queued`: whether any VE's
+    packets wait in a queue of ours."""
     links: dict[str, LinkCounters] = {}
+    dropped: Drops = {}
     with contextlib.suppress(OSError):
         links = link_counters()
+        dropped = drops() if queued else {}
     try:
-        return cgroups.read(places), links
+        return cgroups.read(places), links, dropped
     except OSError as error:
         if error.errno != errno.ENOENT:  # the keeper's part of the tree has gone with it
             log.warning("the figures of VEs cannot be read: %s: %s", error.filename, error.strerror)
-        return {}, links
+        return {}, links, dropped
