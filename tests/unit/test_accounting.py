@@ -17,6 +17,7 @@ from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Disks
 from vemgr.runtime.scheduling import accounting
 from vemgr.runtime.scheduling.accounting import Accounting
+from vemgr.runtime.scheduling.placements import Placements
 from vemgr.runtime.scheduling.preview import preview
 from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.scheduler.explain import knobs_of
@@ -120,7 +121,7 @@ def test_memory_that_is_not_idle(host):
 
 
 def test_disks_and_cpus_that_were_given_are_explained(host):
-    host.limits = SimpleNamespace(disks=lambda: Disks(("8:0", "8:16"), "io.bfq.weight"))
+    host.limits = SimpleNamespace(disks=lambda: Disks(("8:0", "8:16"), "io.bfq.weight"), placements=Placements({}))
     line = "rbps=max wbps=1048576 riops=max wiops=max"
     files = {**FILES, "io.max": f"8:16 {line}\n259:0 rbps=1 wbps=max riops=max wiops=max\n8:0 {line}\n",
              "io.bfq.weight": "default 50\n", "cpuset.cpus": "0-1\n"}
@@ -136,7 +137,8 @@ def test_disks_and_cpus_that_were_given_are_explained(host):
 
 @pytest.fixture
 def previewed(host):
-    host.limits = SimpleNamespace(disks=lambda: Disks(("8:0",), ""), check=lambda _settings: None)
+    host.limits = SimpleNamespace(disks=lambda: Disks(("8:0",), ""), check=lambda _settings: None,
+                                  placements=Placements({}), usable_cpus=lambda: {0, 1})
     host.disks = SimpleNamespace(live=lambda _name, _settings: set())
 
     def do(ve, **texts):

@@ -173,3 +173,18 @@ def test_a_guarantee_beside_ten_heavy_neighbours():
     found = cpu_shares(2000, ves, Policy.BALANCED).weights
     assert found["good"] / sum(found.values()) * 2 >= 0.5
     assert len({found[f"bad{n}"] for n in range(10)}) == 1
+
+
+def test_who_has_what_others_leave_is_promised_no_cpu_and_takes_no_weight():
+    ves = {name: parse_settings(texts) for name, texts in {
+        "kept": {"cpu-guarantee": "1"}, "one": {}, "two": {"cpu-weight": "200"},
+        "rest": {"cpu-weight": "idle", "cpus": "2"}}.items()}
+    assert promise_of(ves["rest"], Policy.GUARANTEED) == Promise()
+    found = cpu_shares(4000, ves, Policy.BALANCED)
+    without = cpu_shares(4000, {name: each for name, each in ves.items() if name != "rest"}, Policy.BALANCED)
+    assert "rest" not in found.weights
+    assert found.entitled["rest"] < 4_000  # of 4,000,000: the kernel has 3 for it where weight 100 is 1024
+    for name, weight in without.weights.items():
+        assert abs(found.weights[name] - weight) <= weight * 0.002 + 1
+    plain = cpu_shares(4000, {"one": ves["one"], "rest": ves["rest"]}, Policy.BALANCED)
+    assert plain.weights == {"one": 100} and plain.entitled["one"] > 3_980_000

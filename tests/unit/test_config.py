@@ -115,11 +115,28 @@ def test_unknown_key():
 @pytest.mark.parametrize("texts", [
     {"cpu-guarantee": "unlimited"}, {"memory-guarantee": "unlimited"}, {"cpu-guarantee": "0.001"},
     {"cpu-guarantee": "2.1", "cpu-mask": "0,3"}, {"cpu-guarantee": "1.5", "cpus": "1"},
-    {"memory-guarantee": "65M", "memory": "64M"},
+    {"memory-guarantee": "65M", "memory": "64M"}, {"cpu-guarantee": "2.1", "cpu-mask": "auto:2"},
+    {"cpu-weight": "idle", "cpu-guarantee": "1"},
 ])
 def test_guarantees_that_are_none(texts):
     with pytest.raises(BadValue, match="guarantee"):
         parse_settings(texts)
+
+
+@pytest.mark.parametrize(("key", "text"), [
+    ("cpu-weight", "0"), ("cpu-weight", "10001"), ("cpu-weight", "Idle"), ("cpu-weight", "\u0663"), ("cpu-weight", ""),
+    ("cpu-mask", "auto:0"), ("cpu-mask", "auto:"), ("cpu-mask", "auto"), ("cpu-mask", "auto:9000"),
+    ("cpu-mask", "auto:2,4"), ("cpu-mask", "auto:\u0663"),
+])
+def test_what_is_no_weight_and_no_mask(key, text):
+    with pytest.raises(BadValue, match=key):
+        parse_settings({key: text})
+
+
+def test_words_for_cpus_come_back():
+    texts = {"cpu-weight": "idle", "cpu-mask": "auto:2"}
+    shown = show_settings(parse_settings({"cpu-weight": "idle", "cpu-mask": "auto:02"}))
+    assert {key: shown[key] for key in texts} == texts
 
 
 def test_a_limit_does_not_go_below_the_guarantee():

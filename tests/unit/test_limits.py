@@ -11,6 +11,7 @@ from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemF
 from vemgr.core.scheduling import parse_scheduler
 from vemgr.runtime import limits as module
 from vemgr.runtime.limits import Disks, Limits
+from vemgr.runtime.scheduling.placements import Placements
 
 ALL = frozenset({"cpu", "cpuset", "memory", "pids", "io"})
 MIB = 1 << 20
@@ -21,7 +22,7 @@ class Group:
 
     def __init__(self, used=0, fixed=0, broken=""):
         self.__dict__.update(written=[], used=used, fixed=fixed, broken=broken, memory_max=None, pids_max=None,
-                             cpuset_cpus="", cpuset_cpus_effective="0-3")
+                             cpuset_cpus="", cpu_idle=0, cpuset_cpus_effective="0-3")
 
     def __setattr__(self, name, value):
         if name == self.broken:
@@ -46,6 +47,9 @@ class Tree(dict):
         super().__init__(web1=Group(**group))
         self.controllers = controllers
 
+    def usable_cpus(self):
+        return "0-3"
+
 
 @pytest.fixture(autouse=True)
 def disk(monkeypatch):
@@ -58,7 +62,8 @@ def apply(tree, texts, before=DEFAULTS):
 
 
 @pytest.mark.parametrize(("texts", "written"), [
-    ({}, {}), ({"cpus": "1.5"}, {"cpu_max": "150000 100000"}), ({"cpu-weight": "300"}, {"cpu_weight": 300}),
+    ({}, {}), ({"cpus": "1.5"}, {"cpu_max": "150000 100000"}),
+    ({"cpu-weight": "300"}, {"cpu_idle": 0, "cpu_weight": 300}), ({"cpu-weight": "idle"}, {"cpu_idle": 1}),
     ({"cpus": "0.5", "cpu-burst": "20ms"}, {"cpu_max_burst": 20000, "cpu_max": "50000 100000"}),
     ({"cpus": "0.1", "cpu-burst": "20ms"}, {"cpu_max_burst": 10000, "cpu_max": "10000 100000"}),
     ({"memory-guarantee": "5000"}, {"memory_low": 8192, "memory_min": 8192}), ({"cpu-guarantee": "1"}, {}),
@@ -103,6 +108,36 @@ def test_a_cpu_that_there_is_not():
         Limits(Tree(), "/data").check(parse_settings({"cpu-mask": "0,8000"}))
 
 
+def test_cpus_are_chosen_and_again_where_their_number_changes():
+    tree, placements = Tree(), Placements({})
+    tree.usable_cpus = lambda: "4-7"
+    limits = Limits(tree, "/data", None, placements)
+
+    def written(text, before="all"):
+        settings, old = (parse_settings({"cpu-mask": each}) for each in (text, before))
+        asyncio.run(limits.apply("web1", settings, old))
+        return tree["web1"].cpuset_cpus
+
+    assert written("auto:2") == "4-5" and written("auto:3", "auto:2") == "4-6"
+    tree["web1"].__dict__["broken"] = "pids_max"
+    with pytest.raises(SystemFailure):
+        settings = parse_settings({"cpu-mask": "0", "pids": "5"})
+        asyncio.run(limits.apply("web1", settings, parse_settings({"cpu-mask": "auto:3"})))
+    assert tree["web1"].cpuset_cpus == "4-6", "as before"
+    with pytest.raises(BadValue, match="there are 4 CPUs for VEs"):
+        limits.check(parse_settings({"cpu-mask": "auto:5"}))
+    limits.check(parse_settings({"cpu-mask": "auto:4"}))
+    limits.adopt("web1", parse_settings({"cpu-mask": "auto:3"}))
+    assert limits.placements.of("web1").cpus == {4, 5, 6}
+
+
+def test_a_kernel_without_the_idle_class(monkeypatch):
+    monkeypatch.setattr(Group, "has", lambda _group, name: name != "cpu.idle")
+    with pytest.raises(NotEnforceable, match=r"no cpu\.idle"):
+        apply(Tree(), {"cpu-weight": "idle"})
+    assert apply(Tree(), {"cpu-weight": "300"}) == {"cpu_weight": 300}
+
+
 def test_disks_that_cannot_be_limited(monkeypatch):
     monkeypatch.setattr(Disks, "behind", staticmethod(lambda _directory: Disks((), "")))
     with pytest.raises(NotEnforceable, match="no disk stands behind"):
@@ -119,8 +154,8 @@ def test_a_failed_write_puts_the_others_back(broken):
     with pytest.raises(SystemFailure, match="a limit of VE web1 cannot be set"):
         apply(tree, {"cpus": "1", "cpu-weight": "60", "memory": "64M", "pids": "9", "io-read": "1M"}, before)
     left = dict(tree["web1"].written)
-    expected = {"cpu_max": "200000 100000", "cpu_weight": 50, "memory_max": 128 * MIB, "memory_swap_max": 0,
-                "pids_max": 99, "io_max": "254:0 rbps=5242880 wbps=max riops=max wiops=max"}
+    expected = {"cpu_max": "200000 100000", "cpu_idle": 0, "cpu_weight": 50, "memory_max": 128 * MIB,
+                "memory_swap_max": 0, "pids_max": 99, "io_max": "254:0 rbps=5242880 wbps=max riops=max wiops=max"}
     assert left == {name: value for name, value in expected.items() if name in left}
 
 

@@ -11,6 +11,7 @@ from vemgr.core.errors import BadValue, Overcommitted
 from vemgr.core.host import HostConfig
 from vemgr.core.lifecycle import State
 from vemgr.core.scheduling import parse_scheduler
+from vemgr.kernel import topology
 from vemgr.runtime.instances import Instance
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Disks, Limits
@@ -18,6 +19,7 @@ from vemgr.runtime.scheduling import policy as policy_module
 from vemgr.runtime.scheduling import readings
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.loop import ControlLoop
+from vemgr.runtime.scheduling.placements import Placements
 from vemgr.runtime.scheduling.policy import PolicySwitch
 from vemgr.runtime.scheduling.promises import Promises
 from vemgr.scheduler.admission import Promise
@@ -161,6 +163,32 @@ def test_what_others_have_written_is_told_and_put_right(host, file, found, wante
     (event,) = host.events()
     assert event[:2] == ("restored", "a") and event[2].startswith(f"{file} was {found}, not {wanted}")
     assert event[2].endswith("put right")
+
+
+@pytest.mark.parametrize(("weight", "found", "wanted"), [("idle", "0", "1"), ("200", "1", "0")])
+def test_a_ve_that_others_have_made_idle_or_not(host, weight, found, wanted):
+    """A weight stays as it is while the VE is idle: the kernel would refuse it."""
+    files = {**FILES, "cpu.idle": found, "cpu.weight": "0" if found == "1" else "200"}
+    host.start("a", files, cpu_weight=weight)
+    host.tick()
+    assert host.read("a", "cpu.idle") == wanted
+    assert host.read("a", "cpu.weight") == "200"
+    told = {"cpu.idle"} if weight == "idle" else {"cpu.idle", "cpu.weight"}
+    assert {event[2].split()[0] for event in host.events()} == told
+
+
+def test_a_ve_moves_to_other_cpus_when_what_was_pinned_there_has_gone(host, monkeypatch):
+    monkeypatch.setattr(topology, "places", lambda cpus: {cpu: (0, cpu) for cpu in cpus})
+    host.tree.usable_cpus = lambda: "0-1"
+    host.limits.placements = Placements(host.promises.running)
+    for name in ("a", "b"):
+        host.start(name, {**FILES, "cpuset.cpus": "0"}, cpu_mask="auto:1")
+        host.limits.placements.adopt(name, "0")
+    host.tick()
+    assert (host.read("a", "cpuset.cpus"), host.read("b", "cpuset.cpus")) == ("0", "1")
+    assert host.events() == [("moved", "b", "to CPUs 1: 1 CPU on 1 core; nothing was pinned to them")]
+    host.tick()
+    assert len(host.events()) == 1
 
 
 def test_a_ve_that_a_verb_is_at_work_on_is_left_alone(host):

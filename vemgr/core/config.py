@@ -56,6 +56,7 @@ _BURST = re.compile(r"0|(\d{1,7})(ms|us)", re.ASCII)
 _LONGEST_TEXT = 500
 _MOST_AFTER = 64
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
+IDLE = 0  # of cpu_weight: only what no other wants
 AUTOMATIC = -1  # of swap: none where memory is limited, unlimited otherwise
 _MOST_NAMESPACES = 65536
 _BLOCK = 4096
@@ -164,6 +165,14 @@ def _parse_cpu_guarantee(field_: str, text: str) -> int:
     if millicpus is None:
         raise _endless(field_, text)
     return millicpus
+
+
+def _parse_cpu_weight(field_: str, text: str) -> int:
+    if text == "idle":
+        return IDLE
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 10_000:
+        raise BadValue(field_, text[:80], "not a whole number from 1 to 10000, or 'idle'")
+    return int(text)
 
 
 def _parse_cpu_burst(field_: str, text: str) -> int:
@@ -292,10 +301,12 @@ SETTINGS: tuple[Setting, ...] = (
             "CPU time left over from quiet periods that may be used above the limit: 50ms", controller="cpu"),
     Setting("cpu-guarantee", "N", _parse_cpu_guarantee, units.format_cpus,
             "CPUs that the VE can count on, whatever others do: 0.5", controller="cpu"),
-    Setting("cpu-weight", "1-10000", _count(1, 10000), str,
-            "share of contended CPU time, relative to other VEs", controller="cpu"),
-    Setting("cpu-mask", "LIST", units.parse_cpu_mask, lambda value: value or "all",
-            "CPUs the VE may run on: 0-2,5", controller="cpuset"),
+    Setting("cpu-weight", "1-10000", _parse_cpu_weight, lambda value: str(value or "idle"),
+            "share of contended CPU time, relative to other VEs; 'idle' to run only on CPUs that no other wants",
+            controller="cpu"),
+    Setting("cpu-mask", "LIST|auto:N", units.parse_cpu_mask, lambda value: value or "all",
+            "CPUs the VE may run on: 0-2,5; 'auto:2' for two that are chosen at the start, where least is pinned and "
+            "close to each other", controller="cpuset"),
     Setting("memory", "SIZE", _parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
     Setting("memory-guarantee", "SIZE", _parse_memory_guarantee, units.format_size,
             "memory that is not taken from the VE, whatever others need: 256M", controller="memory"),
@@ -407,8 +418,11 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
     if result.inodes is not None and result.inodes > (result.disk or 0) // _BLOCK:
         raise BadValue("inodes", result.inodes, f"there is one for each {_BLOCK} bytes of 'disk' at most",
                        remedy="set disk, or a larger one")
-    if result.cpu_mask is not None and result.cpu_guarantee > 1000 * len(units.expand_cpu_mask(result.cpu_mask)):
+    if result.cpu_mask is not None and result.cpu_guarantee > 1000 * units.mask_size(result.cpu_mask):
         raise BadValue("cpu-guarantee", units.format_cpus(result.cpu_guarantee), "more than the CPUs of cpu-mask")
+    if result.cpu_weight == IDLE and result.cpu_guarantee:
+        raise BadValue("cpu-weight", "idle", "a VE with a CPU guarantee cannot have only what others leave",
+                       remedy="give it a weight, or set cpu-guarantee to 0")
     _check_network(result)
     return result
 

@@ -40,12 +40,13 @@ class Kind(StrEnum):
     DISK_FULL = "disk-full"
     RECLAIMED = "reclaimed"
     RESTORED = "restored"
+    MOVED = "moved"
     UNMET = "unmet"
     POLICY = "policy"
 
 
 #: What the scheduler has done or found, unasked but for the policy.
-SCHEDULER = frozenset({Kind.RECLAIMED, Kind.RESTORED, Kind.UNMET, Kind.POLICY})
+SCHEDULER = frozenset({Kind.RECLAIMED, Kind.RESTORED, Kind.MOVED, Kind.UNMET, Kind.POLICY})
 
 
 #: The kernel's own counters (cgroup-v2.rst) and what they are called here.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vemgr.core.config import BY_KEY, Settings, parse_settings
+from vemgr.core.config import BY_KEY, IDLE, Settings, parse_settings
 from vemgr.core.errors import BadParameter, BadValue
 from vemgr.core.names import check_name
 
@@ -61,7 +61,10 @@ def parse_group_settings(texts: Mapping[str, str], base: Settings | None = None)
     for key in texts:
         if key in BY_KEY and key not in GROUP_KEYS:
             raise BadParameter(f"a group has no setting {key}", remedy=f"there are: {', '.join(GROUP_KEYS)}", field=key)
-    return parse_settings(texts, base)
+    found = parse_settings(texts, base)
+    if found.cpu_weight == IDLE:  # nobody could keep a guarantee of a VE in it
+        raise BadValue("cpu-weight", "idle", "a group has a weight", remedy="make the VEs in it idle")
+    return found
 
 
 def line_of(groups: Mapping[str, Group], name: str) -> list[Group]:

@@ -8,6 +8,7 @@ Each parser takes the field's name for its error, and `UNLIMITED` stands for no 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 
 from vemgr.core.errors import BadValue
@@ -19,6 +20,7 @@ _SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,6})?)\s*([BKMGT]?)(?:iB|I?B)?", re.IGNOR
 _NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 _CPUS = re.compile(r"\d{1,5}(?:\.\d{1,4})?", re.ASCII)
 _MASK = re.compile(r"\d{1,5}(?:-\d{1,5})?(?:,\d{1,5}(?:-\d{1,5})?)*", re.ASCII)
+_CHOSEN = re.compile(r"auto:(\d{1,5})", re.ASCII)
 _HIGHEST_CPU = 8191  # the kernel's largest NR_CPUS
 
 
@@ -77,16 +79,42 @@ def format_cpus(millicpus: int | None) -> str:
 
 
 def parse_cpu_mask(field: str, text: str) -> str | None:
-    """A list as cpuset.cpus takes it, "0-2,5"; None for every CPU."""
+    """A list as cpuset.cpus takes it, "0-2,5", or "auto:2" for so many that are chosen; None for every CPU."""
     if text in ("all", UNLIMITED):
         return None
+    if (match := _CHOSEN.fullmatch(text)) is not None:
+        if not 1 <= int(match[1]) <= _HIGHEST_CPU + 1:
+            raise BadValue(field, text, f"not a number of CPUs from 1 to {_HIGHEST_CPU + 1}")
+        return f"auto:{int(match[1])}"
     if not _MASK.fullmatch(text):
-        raise BadValue(field, text, "not a list of CPU numbers", remedy="for example 0, 0-3 or 0,2,4-7, or 'all'")
+        raise BadValue(field, text[:80], "not a list of CPU numbers",
+                       remedy="for example 0, 0-3 or 0,2,4-7, 'auto:2' for two that vemgr chooses, or 'all'")
     for part in text.split(","):
         first, _, last = part.partition("-")
         if int(last or first) < int(first) or int(last or first) > _HIGHEST_CPU:
             raise BadValue(field, text, f"'{part}' is not a range of CPU numbers")
     return text
+
+
+def chosen_cpus(mask: str | None) -> int:
+    """How many CPUs are to be chosen; 0 where they are given, or all."""
+    match = _CHOSEN.fullmatch(mask or "")
+    return int(match[1]) if match is not None else 0
+
+
+def mask_size(mask: str) -> int:
+    return chosen_cpus(mask) or len(expand_cpu_mask(mask))
+
+
+def format_cpu_mask(cpus: Iterable[int]) -> str:
+    """As cpuset.cpus prints it."""
+    ranges: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def expand_cpu_mask(text: str) -> set[int]:

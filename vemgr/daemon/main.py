@@ -58,6 +58,7 @@ from vemgr.runtime.reconcile import (
     start_on_boot,
     sweep,
 )
+from vemgr.runtime.scheduling.placements import Placements
 from vemgr.runtime.scheduling.policy import in_force
 from vemgr.runtime.scheduling.promises import Promises, host_resources
 from vemgr.runtime.store import Store, storage_errors
@@ -293,7 +294,8 @@ def join(config: HostConfig, keeper_pid: int) -> Parts:
     networking.uplink.on_found = promises.offer_network
     return Parts(
         config=config, store=store, templates=Templates(Path(config.state_dir) / "templates"), tree=tree,
-        disks=Disks(data), promises=promises, limits=Limits(tree, data, scheduler), networking=networking,
+        disks=Disks(data), promises=promises, networking=networking,
+        limits=Limits(tree, data, scheduler, Placements(promises.running)),
         devices=InheritedPolicy() if nested() else DevicePolicy(),
         profiles=Profiles(config.profiles_dir), volumes=Volumes(f"{config.state_dir}/volumes"),
         hooks=Hooks(config.hooks_dir, config.hook_timeout, store), logs=Logs(config.run_dir),

@@ -49,6 +49,7 @@ class VECgroup(Controller):  # type: ignore[misc]
     cpu_max_burst = IntegerFile("cpu.max.burst")
     cpu_max = BaseFileInterface("cpu.max")
     cpu_weight = IntegerFile("cpu.weight")
+    cpu_idle = IntegerFile("cpu.idle")
     cpu_stat = DictFile("cpu.stat", readonly=True)
     cpuset_cpus = BaseFileInterface("cpuset.cpus")
     memory_min = LimitFile("memory.min")
@@ -112,6 +113,11 @@ class CgroupTree:
         for directory in (*ours, top, self.base):
             _hand_down(directory)
         return frozenset(_words(f"{self.base}/cgroup.subtree_control")) & frozenset(CONTROLLERS)
+
+    def usable_cpus(self) -> str:
+        """What VEs can run on, as a list. Raises `OSError` without the controller."""
+        with open(f"{self.base}/cpuset.cpus.effective", encoding="ascii") as file:
+            return file.read().strip()
 
     def place(self, name: str) -> str:
         """The path of a VE's or group's cgroup below `base`."""

@@ -12,15 +12,17 @@ from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
-from vemgr.core.config import AUTOMATIC, BY_KEY, DEFAULTS, MIB, Setting, Settings, changed
+from vemgr.core.config import AUTOMATIC, BY_KEY, DEFAULTS, IDLE, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.core.groups import called
 from vemgr.core.scheduling import Policy, SchedulerConfig
-from vemgr.kernel import blockdev, cgroups
+from vemgr.kernel import blockdev, cgroups, topology
 from vemgr.kernel.cgroups import CgroupTree
+from vemgr.runtime.scheduling.placements import Placements
 from vemgr.scheduler import knobs
 from vemgr.scheduler.admission import promise_of
 from vemgr.scheduler.explain import IO_KEYS
+from vemgr.scheduler.placement import Placement
 
 _RECLAIM_STEP = 32 * MIB
 _RECLAIM_PATIENCE = 5  # steps without progress before we say that there is no more to be had
@@ -59,12 +61,15 @@ def _iocost_enabled(device: str) -> bool:
 
 
 class Limits:
-    """Applies settings to VEs' cgroups. `data`: the directory whose disk a VE's I/O goes to."""
+    """Applies settings to VEs' cgroups. `data`: the directory whose disk a VE's I/O goes to. `placements`: the CPUs
+    that were chosen for VEs."""
 
-    def __init__(self, tree: CgroupTree, data: str, scheduler: SchedulerConfig | None = None) -> None:
+    def __init__(self, tree: CgroupTree, data: str, scheduler: SchedulerConfig | None = None,
+                 placements: Placements | None = None) -> None:
         self._tree = tree
         self._data = data
         self._scheduler = scheduler or SchedulerConfig()
+        self.placements = placements or Placements({})
 
     def check(self, settings: Settings) -> None:
         """Refuse what this host cannot enforce. Raises `NotEnforceable` or `BadValue`; changes nothing."""
@@ -72,14 +77,28 @@ class Limits:
             if setting.controller:
                 self._check_controller(setting)
         if settings.cpu_mask is not None:
-            online = units.expand_cpu_mask(_read("/sys/devices/system/cpu/online") or "0")
-            missing = units.expand_cpu_mask(settings.cpu_mask) - online
-            if missing:
-                raise BadValue("cpu-mask", settings.cpu_mask, f"this host has no CPU {min(missing)}")
+            self._check_cpus(settings.cpu_mask)
         wants_io = any(getattr(settings, name) is not None for name in IO_KEYS)
         wants_weight = settings.io_weight != DEFAULTS.io_weight
         if wants_io or wants_weight:
             self._check_disks(wants_weight)
+
+    def _check_cpus(self, mask: str) -> None:
+        if units.chosen_cpus(mask):
+            usable = len(self.usable_cpus())
+            if units.chosen_cpus(mask) > usable:
+                raise BadValue("cpu-mask", mask, f"there are {usable} CPUs for VEs")
+            return
+        missing = units.expand_cpu_mask(mask) - topology.online()
+        if missing:
+            raise BadValue("cpu-mask", mask, f"this host has no CPU {min(missing)}")
+
+    def usable_cpus(self) -> set[int]:
+        """Those that the cgroup above the VEs has: a container's vemgr has not all of the host's."""
+        try:
+            return units.expand_cpu_mask(self._tree.usable_cpus())
+        except (OSError, ValueError):
+            return topology.online()
 
     def _check_controller(self, setting: Setting) -> None:
         if setting.controller not in self._tree.controllers:
@@ -102,6 +121,10 @@ class Limits:
         group = self._tree[ve]
         undo: list[tuple[Writer, Settings]] = []
         differing = {setting.attribute for setting in changed(before, settings)}
+        before = self.placements.resolved(ve, before)
+        if "cpu_mask" in differing:
+            self.placements.choose(ve, settings, self.usable_cpus())
+        settings = self.placements.resolved(ve, settings)
         try:
             if "memory" in differing:
                 await self._change_memory(group, before.memory, settings.memory)
@@ -128,7 +151,7 @@ class Limits:
 
     async def restore(self, ve: str, settings: Settings, attributes: set[str]) -> None:
         """Write again what follows from these settings, whatever is there now. Raises `OSError`, `LimitNotReached`."""
-        group = self._tree[ve]
+        group, settings = self._tree[ve], self.placements.resolved(ve, settings)
         if "memory" in attributes:
             await self._change_memory(group, None, settings.memory)
         for names, write in self._writers():
@@ -143,6 +166,18 @@ class Limits:
         with contextlib.suppress(BlockingIOError):  # less than asked was to be had
             group.memory_reclaim = amount
         return max(0, before - int(group.memory_current))
+
+    def adopt(self, ve: str, settings: Settings) -> None:
+        """Of a VE that runs already: the CPUs that were chosen for it."""
+        with contextlib.suppress(OSError, ValueError):
+            if units.chosen_cpus(settings.cpu_mask):
+                self.placements.adopt(ve, self._tree[ve].cpuset_cpus)
+
+    def move(self, ve: str, to: Placement) -> None:
+        """Raises `OSError`."""
+        group: Any = self._tree[ve]
+        group.cpuset_cpus = units.format_cpu_mask(to.cpus)
+        self.placements.move(ve, to)
 
     def use(self, scheduler: SchedulerConfig) -> None:
         """Another policy: what is written from now on follows from it."""
@@ -313,12 +348,17 @@ def _write_cpus(group: Any, settings: Settings) -> None:
 
 
 def _write_cpu_weight(group: Any, settings: Settings) -> None:
-    group.cpu_weight = settings.cpu_weight
+    if group.has("cpu.idle"):
+        group.cpu_idle = int(settings.cpu_weight == IDLE)
+    elif settings.cpu_weight == IDLE:
+        raise NotEnforceable("cpu-weight", "the kernel has no cpu.idle", "Linux 5.15 has it; or give it a small weight")
+    if settings.cpu_weight != IDLE:  # of an idle one the kernel refuses it
+        group.cpu_weight = settings.cpu_weight
 
 
 def _write_cpu_mask(group: Any, settings: Settings) -> None:
     # Back to "as the parent" is refused (ENOSPC) while the VE has processes: all CPUs there are come to the same.
-    every = _read("/sys/devices/system/cpu/online") if group.cpuset_cpus else "\n"
+    every = units.format_cpu_mask(topology.online()) if group.cpuset_cpus else "\n"
     group.cpuset_cpus = settings.cpu_mask or every
 
 
@@ -335,6 +375,10 @@ def _cpus_text(group: Any) -> str:
     return units.UNLIMITED if quota == "max" else units.format_cpus(int(quota) * 1000 // int(period))
 
 
+def _weight_text(group: Any) -> str:
+    return "idle" if group.has("cpu.idle") and group.cpu_idle else str(group.cpu_weight)
+
+
 def _io_text(name: str, value: str) -> str:
     if value == "max":
         return units.UNLIMITED
@@ -344,19 +388,10 @@ def _io_text(name: str, value: str) -> str:
 _READERS: dict[str, Callable[[Any], str]] = {
     "cpus": _cpus_text,
     "cpu-burst": lambda group: BY_KEY["cpu-burst"].show(group.cpu_max_burst),
-    "cpu-weight": lambda group: str(group.cpu_weight),
+    "cpu-weight": _weight_text,
     "cpu-mask": lambda group: group.cpuset_cpus or "all",
     "memory-guarantee": lambda group: units.format_size(group.memory_low),
     "memory": lambda group: units.format_size(group.memory_max),
     "swap": lambda group: units.format_size(group.memory_swap_max),
     "pids": lambda group: "unlimited" if group.pids_max is None else str(group.pids_max),
 }
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-

@@ -362,7 +362,8 @@ class Manager:
     def use_tree(self, tree: CgroupTree) -> None:
         """Take another place for the VEs' cgroups: a new keeper's."""
         self._parts.tree = tree
-        self._parts.limits = Limits(tree, self._parts.store.directory, self._parts.promises.config)
+        self._parts.limits = Limits(tree, self._parts.store.directory, self._parts.promises.config,
+                                    self._parts.limits.placements)
         self._balancer.forget()
         self.loop.use_tree()
 

@@ -73,6 +73,7 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
     parts.counters.begin(name, parts.tree.path(name), adopted=True)
     instance.in_force = replace(instance.in_force, group=parts.tree.group_of(name)[1:])  # where it was started
     parts.promises.adopt(name, instance.in_force)
+    parts.limits.adopt(name, instance.in_force)
     with contextlib.suppress(OSError):
         # What was asked for, not what has come of it: a daemon may have died between the two.
         if parts.tree[name].freeze:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vemgr.core.config import MIB, Settings
+from vemgr.core.config import IDLE, MIB, Settings
 from vemgr.core.errors import Overcommitted
 from vemgr.core.groups import called, is_group_key, shown
 from vemgr.core.rates import show_bits
@@ -29,10 +29,13 @@ class Promise:
 
 
 def promise_of(settings: Settings, policy: Policy) -> Promise:
-    """What settings promise: the guarantees, or, where the policy says so, the limits for want of guarantees."""
+    """What settings promise: the guarantees, or, where the policy says so, the limits for want of guarantees. Who has
+    only the CPUs that others leave is promised none."""
     cpus, memory = settings.cpu_guarantee, settings.memory_guarantee
     if policy == Policy.GUARANTEED:
-        cpus, memory = cpus or settings.cpus or 0, memory or settings.memory or 0
+        memory = memory or settings.memory or 0
+        if settings.cpu_weight != IDLE:
+            cpus = cpus or settings.cpus or 0
     return Promise(cpus, memory, settings.network_guarantee)
 
 

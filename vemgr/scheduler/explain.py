@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vemgr.core import resources as units
-from vemgr.core.config import AUTOMATIC, Settings
+from vemgr.core.config import AUTOMATIC, IDLE, Settings
 from vemgr.core.groups import Group, group_key, shown
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.scheduler import knobs
@@ -26,14 +26,15 @@ class Knob:
 
 def knobs_of(ve: str, settings: Settings, shares: CpuShares, config: SchedulerConfig, page: int) -> list[Knob]:
     """`shares`: of all VEs that run, this one among them. `page`: bytes."""
-    return [_weight(ve, settings, shares, config.policy), *own_knobs(settings, config, page)]
+    weight = [] if settings.cpu_weight == IDLE else [_weight(ve, settings, shares, config.policy)]
+    return [*weight, *own_knobs(settings, config, page)]
 
 
 def own_knobs(settings: Settings, config: SchedulerConfig, page: int) -> list[Knob]:
     """Those that do not depend on other VEs."""
-    return [_cpu_max(settings), *_burst(settings), *_protection(settings, config, page), _memory_max(settings, page),
-            Knob("memory.high", "max", "never a limit: it would freeze the VE"), _swap(settings, page),
-            _pids(settings)]
+    return [*_idle(settings), _cpu_max(settings), *_burst(settings), *_protection(settings, config, page),
+            _memory_max(settings, page), Knob("memory.high", "max", "never a limit: it would freeze the VE"),
+            _swap(settings, page), _pids(settings)]
 
 
 def group_knobs(group: Group, shares: CpuShares, protected: int, config: SchedulerConfig, page: int) -> list[Knob]:
@@ -103,6 +104,11 @@ def _cpu_max(settings: Settings) -> Knob:
     reason = "no limit" if settings.cpus is None else f"limit of {units.format_cpus(settings.cpus)} CPUs"
     wanted = knobs.cpu_max(settings.cpus)
     return Knob("cpu.max", f"max {knobs.PERIOD}" if wanted == "max" else wanted, reason)
+
+
+def _idle(settings: Settings) -> list[Knob]:
+    """A kernel before 5.15 has no such file."""
+    return [Knob("cpu.idle", "1", "runs only on CPUs that no other wants")] if settings.cpu_weight == IDLE else []
 
 
 def _burst(settings: Settings) -> list[Knob]:

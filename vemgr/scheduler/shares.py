@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vemgr.core.config import Settings
+from vemgr.core.config import IDLE, Settings
 from vemgr.core.groups import Group, group_key, line_of
 from vemgr.core.scheduling import Policy
 from vemgr.scheduler.admission import Promise, promise_of
@@ -16,15 +16,18 @@ from vemgr.scheduler.groups import effective
 from vemgr.scheduler.knobs import weights
 
 _NO_GROUPS: Mapping[str, Group] = {}
+#: Claims have the weights of settings times this, so that there is room for `_IDLE`, which is the kernel's own
+#: (WEIGHT_IDLEPRIO of kernel/sched/sched.h, 3 where cpu.weight 100 is 1024).
+_FINE, _IDLE = 100, 29
 MICRO = 1000  # the filling is in millionths of a CPU, settings are in thousandths
 
 
 @dataclass(frozen=True, slots=True)
 class CpuShares:
     """By VE, and by group by its key. `entitled`: millionths of a CPU when all want all they can get. `weights`: for
-    cpu.weight, which is relative to what else is in the same group. By group, "" for the host: `derived`, whether
-    weights in it follow from guarantees too; `levels`, millionths of a CPU for each unit of weight above the
-    guarantee."""
+    cpu.weight, which is relative to what else is in the same group; an idle VE has none. By group, "" for the host:
+    `derived`, whether weights in it follow from guarantees too; `levels`, millionths of a CPU for each unit of weight
+    above the guarantee."""
 
     entitled: dict[str, int]
     weights: dict[str, int]
@@ -34,7 +37,7 @@ class CpuShares:
 
 def cpu_claim(settings: Settings, promise: Promise) -> Claim:
     limit = None if settings.cpus is None else settings.cpus * MICRO
-    return Claim(promise.cpus * MICRO, limit, settings.cpu_weight)
+    return Claim(promise.cpus * MICRO, limit, settings.cpu_weight * _FINE if settings.cpu_weight != IDLE else _IDLE)
 
 
 def memory_claim(settings: Settings, promise: Promise) -> Claim:
@@ -52,14 +55,15 @@ def cpu_shares(capacity: int, ves: Mapping[str, Settings], policy: Policy,
     """
     found = CpuShares({}, {}, {}, {})
     for group, claims, filling in _filled(capacity * MICRO, ves, groups, cpu_claim, policy):
-        given = [claim.weight for claim in claims.values()]
+        busy = {name: claim for name, claim in claims.items() if claim.weight != _IDLE}
+        given = [claim.weight // _FINE for claim in busy.values()]
         derived = any(claim.promise for claim in claims.values())
         if derived:
             given = weights([_capped(claim.promise + filling.level * claim.weight, claim.limit)
-                             for claim in claims.values()], [claim.promise > 0 for claim in claims.values()])
+                             for claim in busy.values()], [claim.promise > 0 for claim in busy.values()])
         found.entitled.update(zip(claims, filling.shares, strict=True))
-        found.weights.update(zip(claims, given, strict=True))
-        found.derived[group], found.levels[group] = derived, filling.level
+        found.weights.update(zip(busy, given, strict=True))
+        found.derived[group], found.levels[group] = derived, filling.level * _FINE
     return found
 
 

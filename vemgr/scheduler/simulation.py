@@ -144,7 +144,7 @@ def _promised(ve: VE, resource: str) -> int:
 
 def _weight(ve: VE, resource: str) -> int:
     settings = ve.kind.settings
-    return {"cpus": settings.cpu_weight, "memory": 100, "io": settings.io_weight}[resource]
+    return {"cpus": settings.cpu_weight or 1, "memory": 100, "io": settings.io_weight}[resource]
 
 
 def _kernel(ve: VE, resource: str, usable: int, capacity: int) -> Claim:

@@ -11,6 +11,7 @@ from vemgr.api.client import Client, exit_code_of
 from vemgr.api.location import load_config
 from vemgr.core.config import parse_settings
 from vemgr.core.errors import NotRunning, VemgrError
+from vemgr.core.resources import chosen_cpus
 from vemgr.verify.finding import Finding, exit_code
 from vemgr.verify.measure import RESOURCES, Subject, verify
 
@@ -47,7 +48,10 @@ def _subject(options: argparse.Namespace) -> Subject:
         client.close()
     if found["state"] != "running":
         raise NotRunning(options.name)
-    settings = parse_settings({key: text for key, text in found["settings"].items() if key in _LIMITS})
+    texts = {key: text for key, text in found["settings"].items() if key in _LIMITS}
+    if chosen_cpus(texts["cpu-mask"]):
+        texts["cpu-mask"] = found["inForce"]["cpu-mask"]
+    settings = parse_settings(texts)
     return Subject(options.name, settings, found["cgroup"], frozenset(host["controllers"]),
                    f"{host['stateDir']}/ve/{options.name}", options.seconds, found["pid"], found["address"])
 

@@ -75,7 +75,7 @@ class Accounting:
         cpus = cpu_shares(capacity["cpus"].total - capacity["cpus"].reserve, ves, config.policy, groups)
         memory = memory_shares(capacity["memory"].total - capacity["memory"].reserve, ves, config.policy, groups)
         promise = promise_of(settings, config.policy)
-        wanted = [*knobs_of(name, settings, cpus, config, PAGESIZE), *self._given(settings)]
+        wanted = [*knobs_of(name, settings, cpus, config, PAGESIZE), *self._given(name, settings)]
         above = ""
         for group in reversed(line_of(groups, settings.group)):
             above += "../"
@@ -105,11 +105,13 @@ class Accounting:
                        settings.network_weight,
                        show_bits(uplink_share(name, capacity.total - capacity.reserve, ves)), "")]
 
-    def _given(self, settings: Settings) -> list[Knob]:
+    def _given(self, name: str, settings: Settings) -> list[Knob]:
         """Those of CPUs and disks, where the VE has any."""
         found = []
         if settings.cpu_mask is not None:
-            found.append(Knob("cpuset.cpus", settings.cpu_mask, "the CPUs that it may use, as given"))
+            placed = self._parts.limits.placements.of(name)
+            found.append(Knob("cpuset.cpus", settings.cpu_mask, "the CPUs that it may use, as given") if placed is None
+                         else Knob("cpuset.cpus", units.format_cpu_mask(placed.cpus), placed.reason))
         if settings.io_weight != DEFAULTS.io_weight or any(getattr(settings, name) is not None for name in IO_KEYS):
             disks = self._parts.limits.disks()
             found += io_knobs(settings, disks.devices, disks.weight_file)

@@ -12,10 +12,11 @@ import contextlib
 from collections.abc import Mapping
 from mmap import PAGESIZE
 
-from vemgr.core.config import Settings
+from vemgr.core.config import IDLE, Settings
 from vemgr.core.errors import VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.groups import Group, group_key
+from vemgr.core.resources import chosen_cpus
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.limits import Disks
 from vemgr.runtime.scheduling.balancer import Balancer
@@ -25,9 +26,10 @@ from vemgr.scheduler.explain import agrees, io_knobs, own_group_knobs, own_knobs
 _LEAST, _PASS = 64, 6  # VEs at each tick: so many, or so many ticks until all have been looked at
 
 #: Which setting brings a file back.
-_ATTRIBUTES = {"cpu.max": "cpus", "cpu.max.burst": "cpus", "cpuset.cpus": "cpu_mask", "memory.min": "memory_guarantee",
-               "memory.low": "memory_guarantee", "memory.max": "memory", "memory.swap.max": "swap", "pids.max": "pids",
-               "io.max": "io_write", "io.weight": "io_weight", "io.bfq.weight": "io_weight"}
+_ATTRIBUTES = {"cpu.max": "cpus", "cpu.max.burst": "cpus", "cpu.idle": "cpu_weight", "cpuset.cpus": "cpu_mask",
+               "memory.min": "memory_guarantee", "memory.low": "memory_guarantee", "memory.max": "memory",
+               "memory.swap.max": "swap", "pids.max": "pids", "io.max": "io_write", "io.weight": "io_weight",
+               "io.bfq.weight": "io_weight"}
 
 
 class Inspection:
@@ -71,10 +73,12 @@ class Inspection:
         knobs = [*own_knobs(settings, self._parts.promises.config, PAGESIZE),
                  *io_knobs(settings, self._disks.devices, self._disks.weight_file)]
         wanted = {knob.file: knob.wanted for knob in knobs}
-        if settings.cpu_mask is not None:
-            wanted["cpuset.cpus"] = settings.cpu_mask
+        mask = self._parts.limits.placements.resolved(instance.name, settings).cpu_mask
+        if mask is not None and not chosen_cpus(mask):
+            wanted["cpuset.cpus"] = mask
+        wanted.setdefault("cpu.idle", "0")
         weight = self._balancer.weight_of(instance.name, settings.cpu_weight)
-        if weight is not None:
+        if weight is not None and settings.cpu_weight != IDLE:
             wanted["cpu.weight"] = str(weight)
         return wanted
 
@@ -138,9 +142,9 @@ class Inspection:
         limits = self._parts.limits
         if "memory.high" in found:
             limits.settle(ve)
-        if "cpu.weight" in found:
-            await asyncio.to_thread(limits.write_cpu_weights, {ve: int(found["cpu.weight"][1])})
         await limits.restore(ve, settings, {_ATTRIBUTES[file] for file in found if file in _ATTRIBUTES})
+        if "cpu.weight" in found:  # after cpu.idle, which has taken its place
+            await asyncio.to_thread(limits.write_cpu_weights, {ve: int(found["cpu.weight"][1])})
 
     async def protect_again(self) -> None:
         """The cgroups above the VEs: what protects VEs must not be less there."""

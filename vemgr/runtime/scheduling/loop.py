@@ -18,6 +18,7 @@ from typing import Any
 from vemgr.core.config import MIB
 from vemgr.core.events import Kind
 from vemgr.core.groups import group_key, is_group_key, line_of, shown
+from vemgr.core.resources import format_cpu_mask
 from vemgr.runtime.instances import Instance, Instances, Parts
 from vemgr.runtime.scheduling import readings
 from vemgr.runtime.scheduling.balancer import Balancer
@@ -93,6 +94,7 @@ class ControlLoop:
                 await self._reclaim(take)
         for instance in off:
             await self._inspection.put_right(instance)
+        self._move(running)
         await self._inspection.groups()
         await self._inspection.protect_again()
         self._tell_reclaimed(now)
@@ -147,6 +149,23 @@ class ControlLoop:
         for ve, news in self._shortfalls.look(now, found, promised).items():
             group = is_group_key(ve)
             self._parts.journal.add(Kind.UNMET, "" if group else ve, f"{shown(ve)}: {news}" if group else news)
+
+    def _move(self, running: dict[str, Instance]) -> None:
+        """At most one VE at a tick to other CPUs: what was pinned has come and gone since they were chosen."""
+        limits = self._parts.limits
+        found = limits.placements.better(limits.usable_cpus()) if limits.placements.any else None
+        if found is None:
+            return
+        ve, to = found
+        instance = running.get(ve)
+        if instance is None or instance.lock.locked() or not instance.running:
+            return
+        try:
+            limits.move(ve, to)
+        except OSError as error:
+            log.warning("VE %s cannot be moved to other CPUs: %s", ve, error.strerror)
+            return
+        self._parts.journal.add(Kind.MOVED, ve, f"to CPUs {format_cpu_mask(to.cpus)}: {to.reason}")
 
     async def _reclaim(self, take: Take) -> None:
         try:

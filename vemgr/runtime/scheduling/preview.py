@@ -9,6 +9,7 @@ from typing import Any
 
 from vemgr.core.config import Settings, changed
 from vemgr.core.groups import shown
+from vemgr.core.resources import chosen_cpus, format_cpu_mask
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.scheduler.explain import Knob, io_knobs, knobs_of
 from vemgr.scheduler.knobs import is_off
@@ -52,6 +53,16 @@ def _shares(parts: Parts, name: str, settings: Settings) -> CpuShares:
 def _knobs(parts: Parts, name: str, settings: Settings, shares: CpuShares) -> dict[str, Knob]:
     disks = parts.limits.disks()
     found = [*knobs_of(name, settings, shares, parts.promises.config, PAGESIZE),
-             Knob("cpuset.cpus", settings.cpu_mask or "", "the CPUs that it may use"),
+             Knob("cpuset.cpus", _mask(parts, name, settings), "the CPUs that it may use"),
              *io_knobs(settings, disks.devices, disks.weight_file)]
     return {knob.file: knob for knob in found}
+
+
+def _mask(parts: Parts, name: str, settings: Settings) -> str:
+    count, placements = chosen_cpus(settings.cpu_mask), parts.limits.placements
+    if not count:
+        return settings.cpu_mask or ""
+    placed = placements.of(name)
+    if placed is None or len(placed.cpus) != count:
+        placed = placements.proposed(name, settings, parts.limits.usable_cpus())
+    return format_cpu_mask(placed.cpus)

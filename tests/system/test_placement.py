@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CPUs that are chosen for VEs, and VEs that take only what others leave."""
+
+import json
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def two_cpus():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU only")
+
+
+def on(ve):
+    return ve.exec("grep", "Cpus_allowed_list", "/proc/self/status").stdout.split()[1]
+
+
+def test_cpus_are_chosen_where_least_is_pinned_and_moved_when_that_has_gone(make_ve, vemgr, until):
+    fixed = make_ve("fixed", cpu_mask="0")
+    first, second = make_ve("first", cpu_mask="auto:1"), make_ve("second", cpu_mask="auto:1", cpus="0.5")
+    assert (on(first), on(second)) == ("1", "0")
+    third = make_ve("third", cpu_mask="auto:1")
+    assert on(third) == "1"
+    found = json.loads(vemgr("scheduler", "explain", "--json", "third").stdout)["knobs"]
+    assert next(knob for knob in found if knob["file"] == "cpuset.cpus") == {
+        "file": "cpuset.cpus", "value": "1", "wanted": "1",
+        "reason": "1 CPU on 1 core; what may use 1 of one was pinned to them"}
+    vemgr("stop", "--kill", fixed.name)
+    until(lambda: {on(first), on(third)} == {"0", "1"}, 60, "one has moved")
+    assert "  moved" in vemgr("scheduler", "events").stdout
+    first.set(cpu_mask="auto:2")
+    assert on(first) == "0-1" and first.in_force("cpu-mask") == "0-1"
+    assert "there are" in first.set(21, cpu_mask="auto:4000").stderr
+
+
+def test_chosen_cpus_outlive_the_daemon(make_ve, vemgr, systemctl):
+    fixed, ve = make_ve("fixed", cpu_mask="0"), make_ve("placed", cpu_mask="auto:1")
+    assert on(ve) == "1"
+    systemctl("restart", "vemgr")
+    vemgr("destroy", "--force", fixed.name)
+    assert on(ve) == "1" and make_ve("other", cpu_mask="auto:1").in_force("cpu-mask") == "0"
+
+
+def test_an_idle_ve_has_what_others_leave(make_ve, burn, cpu_shares, figure):
+    idle, busy = make_ve("idle", cpu_weight="idle", cpu_mask="1"), make_ve("busy", cpu_mask="1")
+    assert (idle.read("cpu.idle"), idle.in_force("cpu-weight")) == ("1", "idle")
+    burn(idle)
+    (alone,) = cpu_shares([idle], 4)
+    assert alone > 0.9
+    burn(busy)
+    low, high = cpu_shares([idle, busy], 8)
+    figure(f"--cpu-weight idle got {low:.2%} of a CPU beside a busy loop of weight 100")
+    assert low < 0.02 and low + high > 0.9
+    assert "guarantee" in idle.set(21, cpu_guarantee="0.5").stderr
+    idle.set(cpu_weight="100")
+    low, high = cpu_shares([idle, busy], 8)
+    assert low / high == pytest.approx(1, rel=0.05)
