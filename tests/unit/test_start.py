@@ -274,7 +274,7 @@ def test_a_hook_runs_after_the_promise_and_loses_it_when_it_fails(world, manager
 
 def test_a_new_daemon_knows_what_was_promised(world, manager):
     create(manager, **{"cpu-guarantee": "3"})
-    world.parts.limits.settle = lambda _ve: None
+    world.parts.limits.settle, world.parts.limits.adopt = lambda _ve: None, lambda _ve, _settings: None
     world.parts.tree = type("Tree", (dict,), {
         "path": lambda _self, ve: ve, "group_of": lambda _self, _ve: ""})(web1=SimpleNamespace(freeze=False))
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vemgr.core.config import AUTOMATIC, Settings
+from vemgr.core.config import Settings
+from vemgr.core.parsing import AUTOMATIC
 
 #: Resources of which the most that was held is worth knowing; for the others `held` only grows.
 LEVELS = ("memory", "swap", "pids", "disk", "inodes")

@@ -7,12 +7,12 @@ takes effect in a running VE, and the help text. The store, the API, the command
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vemgr.core import parsing
 from vemgr.core import resources as units
 from vemgr.core.binds import BindMount, parse_binds, show_binds
 from vemgr.core.errors import BadParameter, BadValue
@@ -20,14 +20,12 @@ from vemgr.core.ids import USER_NAMESPACES
 from vemgr.core.links import (
     Link,
     Publication,
-    parse_address,
     parse_links,
-    parse_mac,
     parse_publications,
     show_links,
     show_publications,
 )
-from vemgr.core.names import LABEL, check_name
+from vemgr.core.parsing import AUTOMATIC, BLOCK, IDLE
 from vemgr.core.privileges import (
     ADDABLE,
     FEATURES,
@@ -51,15 +49,8 @@ from vemgr.core.restarting import Policy
 from vemgr.core.syscalls import ALLOWABLE
 
 MIB = 1 << 20
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
-_BURST = re.compile(r"0|(\d{1,7})(ms|us)", re.ASCII)
-_LONGEST_TEXT = 500
-_MOST_AFTER = 64
 _LEAST_PIDS = 4  # init, and the set-up process with its children, which count against the limit
-IDLE = 0  # of cpu_weight: only what no other wants
-AUTOMATIC = -1  # of swap: none where memory is limited, unlimited otherwise
 _MOST_NAMESPACES = 65536
-_BLOCK = 4096
 _LEAST_INODES, _MOST_INODES = 1024, 2**32 - 1
 _MOST_PIDS = 4194304  # the kernel's PID_MAX_LIMIT
 
@@ -142,201 +133,48 @@ class Setting:
         return self.key.replace("-", "_")
 
 
-def _count(least: int, most: int, *, unlimited: bool = False) -> Callable[[str, str], int | None]:
-    return lambda field_, text: units.parse_count(field_, text, least=least, most=most, unlimited=unlimited)
-
-
-def _count_text(value: int | None) -> str:
-    return units.UNLIMITED if value is None else str(value)
-
-
-def _parse_memory(field_: str, text: str) -> int | None:
-    # Below this not even the set-up process, which counts against the limit, can run.
-    return units.parse_size(field_, text, least=8 * MIB)
-
-
-def _parse_disk(field_: str, text: str) -> int | None:
-    size = units.parse_size(field_, text, least=32 * MIB)  # a journal takes 4M
-    return None if size is None else size - size % _BLOCK
-
-
-def _parse_cpu_guarantee(field_: str, text: str) -> int:
-    millicpus = 0 if text == "0" else units.parse_cpus(field_, text)
-    if millicpus is None:
-        raise _endless(field_, text)
-    return millicpus
-
-
-def _parse_cpu_weight(field_: str, text: str) -> int:
-    if text == "idle":
-        return IDLE
-    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 10_000:
-        raise BadValue(field_, text[:80], "not a whole number from 1 to 10000, or 'idle'")
-    return int(text)
-
-
-def _parse_cpu_burst(field_: str, text: str) -> int:
-    match = _BURST.fullmatch(text)
-    if match is None:
-        raise BadValue(field_, text[:80], "not a time in ms or us", remedy="for example 50ms, or 0 for none")
-    return int(match[1] or 0) * (1000 if match[2] == "ms" else 1)
-
-
-def _show_cpu_burst(value: int) -> str:
-    if value % 1000:
-        return f"{value}us"
-    return f"{value // 1000}ms" if value else "0"
-
-
-def _parse_memory_guarantee(field_: str, text: str) -> int:
-    size = units.parse_size(field_, text)
-    if size is None:
-        raise _endless(field_, text)
-    return size
-
-
-def _endless(field_: str, text: str) -> BadValue:
-    return BadValue(field_, text, "a guarantee has an end", remedy="write an amount, or 0 for no guarantee")
-
-
-def _parse_swap(field_: str, text: str) -> int | None:
-    return AUTOMATIC if text == "auto" else units.parse_size(field_, text)
-
-
-def _show_swap(value: int | None) -> str:
-    return "auto" if value == AUTOMATIC else units.format_size(value)
-
-
-def _parse_address(field_: str, text: str) -> tuple[str, ...]:
-    if text in ("", "auto"):
-        return ()
-    addresses = tuple(sorted((parse_address(field_, word) for word in text.replace(",", " ").split()),
-                             key=lambda address: ":" in address))
-    if len({":" in address for address in addresses}) != len(addresses):
-        raise BadValue(field_, text, "more than one address of a family")
-    return addresses
-
-
-def _parse_mac(field_: str, text: str) -> str:
-    return "" if text in ("", "auto") else parse_mac(field_, text)
-
-
-def _parse_hostname(field_: str, text: str) -> str | None:
-    if not text:
-        return None  # as `show` prints "the VE's name"
-    if not _HOSTNAME.fullmatch(text) or ".." in text:
-        raise BadValue(field_, text, "a host name has at most 64 letters, digits, '-' and '.'")
-    return text
-
-
-def _parse_init(field_: str, text: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        raise BadValue(field_, text, str(error).lower()) from None
-    if "\0" in text or (words and not words[0]):
-        raise BadValue(field_, text, "not a command")
-    return words
-
-
-def _parse_allow(field_: str, text: str) -> tuple[str, ...]:
-    words = {word.strip() for word in text.split(",")} - {""}
-    if unknown := words - set(ALLOWABLE):
-        raise BadValue(field_, ",".join(sorted(unknown))[:80], "not something that is closed by default",
-                       remedy=f"there are: {', '.join(ALLOWABLE)}")
-    return tuple(sorted(words))
-
-
-def _parse_flag(field_: str, text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise BadValue(field_, text, "not a flag", remedy="write 'yes' or 'no'")
-    return text == "yes"
-
-
-def _parse_after(field_: str, text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.replace(",", " ").split()))
-    if len(names) > _MOST_AFTER:
-        raise BadValue(field_, f"{text[:40]}...", f"more than {_MOST_AFTER} VEs")
-    for name in names:
-        try:
-            check_name(name)
-        except BadValue as error:
-            raise BadValue(field_, name[:80], "not the name of a VE") from error
-    return names
-
-
-def _parse_restart(field_: str, text: str) -> Policy:
-    if text not in [*Policy]:
-        raise BadValue(field_, text[:80], f"not one of {', '.join(Policy)}")
-    return Policy(text)
-
-
-def _parse_text(field_: str, text: str) -> str:
-    if len(text) > _LONGEST_TEXT or not text.isprintable():
-        raise BadValue(field_, text[:40], f"at most {_LONGEST_TEXT} printable characters on one line")
-    return text
-
-
-def _parse_group(field_: str, text: str) -> str:
-    if text in ("", "none"):
-        return ""
-    if not LABEL.fullmatch(text):  # it becomes the name of a cgroup
-        raise BadValue(field_, text[:80], "a name has at most 63 characters a-z, 0-9 and '-'")
-    return text
-
-
-def parse_profiles(field_: str, text: str) -> tuple[str, ...]:
-    words = tuple(text.split())
-    if words == ("none",):
-        return ()
-    for word in words:
-        if not LABEL.fullmatch(word):  # it becomes the name of a file
-            raise BadValue(field_, word[:80], "a name has at most 63 characters a-z, 0-9 and '-'")
-    return words
-
-
 SETTINGS: tuple[Setting, ...] = (
     Setting("cpus", "N", units.parse_cpus, units.format_cpus, "CPU limit, in CPUs: 1.5", controller="cpu"),
-    Setting("cpu-burst", "TIME", _parse_cpu_burst, _show_cpu_burst,
+    Setting("cpu-burst", "TIME", parsing.parse_cpu_burst, parsing.show_cpu_burst,
             "CPU time left over from quiet periods that may be used above the limit: 50ms", controller="cpu"),
-    Setting("cpu-guarantee", "N", _parse_cpu_guarantee, units.format_cpus,
+    Setting("cpu-guarantee", "N", parsing.parse_cpu_guarantee, units.format_cpus,
             "CPUs that the VE can count on, whatever others do: 0.5", controller="cpu"),
-    Setting("cpu-weight", "1-10000", _parse_cpu_weight, lambda value: str(value or "idle"),
+    Setting("cpu-weight", "1-10000", parsing.parse_cpu_weight, lambda value: str(value or "idle"),
             "share of contended CPU time, relative to other VEs; 'idle' to run only on CPUs that no other wants",
             controller="cpu"),
     Setting("cpu-mask", "LIST|auto:N", units.parse_cpu_mask, lambda value: value or "all",
             "CPUs the VE may run on: 0-2,5; 'auto:2' for two that are chosen at the start, where least is pinned and "
             "close to each other", controller="cpuset"),
-    Setting("memory", "SIZE", _parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
-    Setting("memory-guarantee", "SIZE", _parse_memory_guarantee, units.format_size,
+    Setting("memory", "SIZE", parsing.parse_memory, units.format_size, "memory limit: 512M", controller="memory"),
+    Setting("memory-guarantee", "SIZE", parsing.parse_memory_guarantee, units.format_size,
             "memory that is not taken from the VE, whatever others need: 256M", controller="memory"),
-    Setting("swap", "SIZE", _parse_swap, _show_swap,
+    Setting("swap", "SIZE", parsing.parse_swap, parsing.show_swap,
             "swap limit: 0, 256M, 'auto' for none where memory is limited", controller="memory"),
-    Setting("pids", "N", _count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), _count_text,
+    Setting("pids", "N", parsing.count(_LEAST_PIDS, _MOST_PIDS, unlimited=True), parsing.count_text,
             "how many processes and threads there may be", controller="pids"),
-    Setting("disk", "SIZE", _parse_disk, units.format_size,
+    Setting("disk", "SIZE", parsing.parse_disk, units.format_size,
             "what the VE's files may take: 10G. By a project quota where the file system of the VEs has them; else by "
             "a file system of its own, which is made smaller only while the VE is stopped"),
-    Setting("inodes", "N", _count(_LEAST_INODES, _MOST_INODES, unlimited=True), _count_text,
+    Setting("inodes", "N", parsing.count(_LEAST_INODES, _MOST_INODES, unlimited=True), parsing.count_text,
             "how many files and directories a disk with a size has room for; without quotas rounded up, and settled "
             "at the first start"),
-    Setting("io-weight", "1-1000", _count(1, 1000), str,
+    Setting("io-weight", "1-1000", parsing.count(1, 1000), str,
             "share of a contended disk, relative to other VEs", controller="io"),
     Setting("io-read", "RATE", units.parse_rate, units.format_rate, "disk read limit: 10M/s", controller="io"),
     Setting("io-write", "RATE", units.parse_rate, units.format_rate, "disk write limit: 10M/s", controller="io"),
-    Setting("iops-read", "N", _count(1, 10**9, unlimited=True), _count_text,
+    Setting("iops-read", "N", parsing.count(1, 10**9, unlimited=True), parsing.count_text,
             "disk read operations per second", controller="io"),
-    Setting("iops-write", "N", _count(1, 10**9, unlimited=True), _count_text,
+    Setting("iops-write", "N", parsing.count(1, 10**9, unlimited=True), parsing.count_text,
             "disk write operations per second", controller="io"),
-    Setting("group", "NAME", _parse_group, lambda value: value or NONE,
+    Setting("group", "NAME", parsing.parse_group, lambda value: value or NONE,
             "group whose limits and guarantees the VE shares with the others in it; 'none' for none", live=False),
     Setting("network", "NAME[:OPTIONS]", parse_links, show_links,
             "network of eth0; given again, of eth1, and so on; 'none' for no network. OPTIONS are address=ADDRESS and "
             "mac=MAC, with commas between them", live=False, repeatable=True),
-    Setting("address", "ADDRESS", _parse_address, lambda value: " ".join(value) or "auto",
+    Setting("address", "ADDRESS", parsing.parse_addresses, lambda value: " ".join(value) or "auto",
             "IPv4 or IPv6 address of eth0, or both; 'auto' for one from the network's pool", live=False,
             repeatable=True),
-    Setting("mac", "MAC", _parse_mac, lambda value: value or "auto",
+    Setting("mac", "MAC", parsing.parse_mac_or_auto, lambda value: value or "auto",
             "MAC address of eth0, or 'auto' for one that follows from the address", live=False),
     Setting("publish", "[ADDR:]PORT:PORT[/udp]", parse_publications, show_publications,
             "port of the host that leads to a port of the VE; empty for none", repeatable=True),
@@ -345,16 +183,16 @@ SETTINGS: tuple[Setting, ...] = (
             "limit", repeatable=True),
     Setting("network-guarantee", "RATE", parse_network_guarantee, show_bits,
             "bit/s to the world that the VE can count on, out of the rate of the host's uplink: 10M; 0 for none"),
-    Setting("network-weight", "1-1000", _count(1, 1000), str,
+    Setting("network-weight", "1-1000", parsing.count(1, 1000), str,
             "share of what is left over of the host's uplink, relative to other VEs"),
     Setting("mount", "SRC:DST[:ro]", parse_binds, show_binds,
             "directory or file of the host, or volume, that is seen as DST in the VE, with 'ro' only for reading; may "
             "be given again; 'none' for none", live=False, repeatable=True),
-    Setting("hostname", "NAME", _parse_hostname, lambda value: value or "", "host name inside (the VE's name)",
+    Setting("hostname", "NAME", parsing.parse_hostname, lambda value: value or "", "host name inside (the VE's name)",
             live=False),
-    Setting("init", "COMMAND", _parse_init, shlex.join,
+    Setting("init", "COMMAND", parsing.parse_init, shlex.join,
             "what runs as process 1, empty for the template's own or the built-in one", live=False),
-    Setting("allow", "WORD,...", _parse_allow, ",".join,
+    Setting("allow", "WORD,...", parsing.parse_allow, ",".join,
             f"system calls that are closed by default: {', '.join(ALLOWABLE)}", live=False),
     Setting("feature", "WORD", parse_features, lambda value: " ".join(value) or NONE,
             f"what more the VE can do: {', '.join(FEATURES)}; may be given again; 'none' for none", live=False,
@@ -365,22 +203,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("capability", "+NAME|-NAME", parse_capabilities, lambda value: " ".join(value) or NONE,
             f"capability that the VE has (+{' +'.join(ADDABLE)}) or has not beside the usual ones; may be given again; "
             "'none' for no change", live=False, repeatable=True),
-    Setting("user-namespaces", "N", _count(0, _MOST_NAMESPACES), str,
+    Setting("user-namespaces", "N", parsing.count(0, _MOST_NAMESPACES), str,
             "how many user namespaces each user inside may have, 0 for none", live=False),
-    Setting("on-boot", "yes|no", _parse_flag, lambda value: "yes" if value else "no", "start with the host"),
-    Setting("boot-priority", "N", _count(0, 1000), str,
+    Setting("on-boot", "yes|no", parsing.parse_flag, lambda value: "yes" if value else "no", "start with the host"),
+    Setting("boot-priority", "N", parsing.count(0, 1000), str,
             "of several VEs that start at the same time the one with the highest begins, and is stopped last"),
-    Setting("after", "NAME", _parse_after, " ".join,
+    Setting("after", "NAME", parsing.parse_after, " ".join,
             "VE that must be up before this one starts, and is stopped later, where both start or stop at the same "
             "time; may be given again; empty for none", repeatable=True),
-    Setting("ready-timeout", "SECONDS", _count(0, 3600), str,
+    Setting("ready-timeout", "SECONDS", parsing.count(0, 3600), str,
             "how long VEs that come after this one wait until it is up; 0 for not at all"),
-    Setting("restart", "no|on-failure|always", _parse_restart, str,
+    Setting("restart", "no|on-failure|always", parsing.parse_restart, str,
             "start the VE again when it has ended by itself: after a crash, or also when its init has ended with 0"),
-    Setting("stop-timeout", "SECONDS", _count(0, 3600), str,
+    Setting("stop-timeout", "SECONDS", parsing.count(0, 3600), str,
             "how long a stop waits for the VE to end by itself"),
-    Setting("description", "TEXT", _parse_text, str, "a line for people"),
-    Setting("profile", "NAME", parse_profiles, " ".join,
+    Setting("description", "TEXT", parsing.parse_text, str, "a line for people"),
+    Setting("profile", "NAME", parsing.parse_profiles, " ".join,
             "settings to begin with, from a file of the administrator's; given again, the later one wins, and what is "
             "given by itself wins over all. Values are copied: 'set' copies them anew", repeatable=True),
 )
@@ -413,10 +251,10 @@ def parse_settings(texts: Mapping[str, str], base: Settings | None = None) -> Se
             raise BadValue(key, BY_KEY[key].show(guarantee), "more than the limit",
                            remedy=f"raise {'cpus' if key == 'cpu-guarantee' else 'memory'} too")
     if result.cpu_burst and result.cpus is None:
-        raise BadValue("cpu-burst", _show_cpu_burst(result.cpu_burst), "there is no limit of CPUs to exceed",
+        raise BadValue("cpu-burst", parsing.show_cpu_burst(result.cpu_burst), "there is no limit of CPUs to exceed",
                        remedy="set cpus too")
-    if result.inodes is not None and result.inodes > (result.disk or 0) // _BLOCK:
-        raise BadValue("inodes", result.inodes, f"there is one for each {_BLOCK} bytes of 'disk' at most",
+    if result.inodes is not None and result.inodes > (result.disk or 0) // BLOCK:
+        raise BadValue("inodes", result.inodes, f"there is one for each {BLOCK} bytes of 'disk' at most",
                        remedy="set disk, or a larger one")
     if result.cpu_mask is not None and result.cpu_guarantee > 1000 * units.mask_size(result.cpu_mask):
         raise BadValue("cpu-guarantee", units.format_cpus(result.cpu_guarantee), "more than the CPUs of cpu-mask")

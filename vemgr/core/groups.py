@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vemgr.core.config import BY_KEY, IDLE, Settings, parse_settings
+from vemgr.core.config import BY_KEY, Settings, parse_settings
 from vemgr.core.errors import BadParameter, BadValue
 from vemgr.core.names import check_name
+from vemgr.core.parsing import IDLE
 
 #: Of the settings of VEs those that a group has.
 GROUP_KEYS = ("cpus", "cpu-guarantee", "cpu-weight", "memory", "memory-guarantee", "swap", "pids", "io-weight",

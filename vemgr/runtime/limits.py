@@ -12,9 +12,10 @@ from mmap import PAGESIZE
 from typing import Any
 
 from vemgr.core import resources as units
-from vemgr.core.config import AUTOMATIC, BY_KEY, DEFAULTS, IDLE, MIB, Setting, Settings, changed
+from vemgr.core.config import BY_KEY, DEFAULTS, MIB, Setting, Settings, changed
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.core.groups import called
+from vemgr.core.parsing import AUTOMATIC, IDLE
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.kernel import blockdev, cgroups, topology
 from vemgr.kernel.cgroups import CgroupTree

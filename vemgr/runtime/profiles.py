@@ -12,8 +12,9 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from vemgr.core.config import parse_profiles, parse_settings
+from vemgr.core.config import parse_settings
 from vemgr.core.errors import BadValue, VemgrError
+from vemgr.core.parsing import parse_profiles
 
 _LONGEST = 64 << 10
 _SUFFIX = ".toml"

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vemgr.core.config import IDLE, MIB, Settings
+from vemgr.core.config import MIB, Settings
 from vemgr.core.errors import Overcommitted
 from vemgr.core.groups import called, is_group_key, shown
+from vemgr.core.parsing import IDLE
 from vemgr.core.rates import show_bits
 from vemgr.core.resources import format_cpus
 from vemgr.core.scheduling import Policy, SchedulerConfig

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vemgr.core import resources as units
-from vemgr.core.config import AUTOMATIC, IDLE, Settings
+from vemgr.core.config import Settings
 from vemgr.core.groups import Group, group_key, shown
+from vemgr.core.parsing import AUTOMATIC, IDLE
 from vemgr.core.scheduling import Policy, SchedulerConfig
 from vemgr.scheduler import knobs
 from vemgr.scheduler.admission import promise_of

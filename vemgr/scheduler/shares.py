@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vemgr.core.config import IDLE, Settings
+from vemgr.core.config import Settings
 from vemgr.core.groups import Group, group_key, line_of
+from vemgr.core.parsing import IDLE
 from vemgr.core.scheduling import Policy
 from vemgr.scheduler.admission import Promise, promise_of
 from vemgr.scheduler.filling import Claim, Filling, fill

@@ -12,10 +12,11 @@ import contextlib
 from collections.abc import Mapping
 from mmap import PAGESIZE
 
-from vemgr.core.config import IDLE, Settings
+from vemgr.core.config import Settings
 from vemgr.core.errors import VemgrError
 from vemgr.core.events import Kind
 from vemgr.core.groups import Group, group_key
+from vemgr.core.parsing import IDLE
 from vemgr.core.resources import chosen_cpus
 from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.limits import Disks
