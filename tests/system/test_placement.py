@@ -3,6 +3,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,33 @@ def test_an_idle_ve_has_what_others_leave(make_ve, burn, cpu_shares, figure):
     idle.set(cpu_weight="100")
     low, high = cpu_shares([idle, busy], 8)
     assert low / high == pytest.approx(1, rel=0.05)
+
+
+def test_a_ve_that_somebody_has_made_idle(make_ve, until):
+    """It does not keep the others from the weights that follow from guarantees, and gets its own again."""
+    made, other = make_ve("made"), make_ve("other")
+    (made.group / "cpu.idle").write_text("1")
+    good = make_ve("good", cpu_guarantee="0.5")
+    until(lambda: good.read("cpu.weight") == "10000" and other.read("cpu.weight") != "100", what="weights")
+    until(lambda: made.read("cpu.idle") == "0" and made.read("cpu.weight") == other.read("cpu.weight"), 60,
+          "the one that was made idle has its weight again")
+
+
+@pytest.fixture
+def last_cpu():
+    """A CPU that can be taken away."""
+    switch = Path("/sys/devices/system/cpu/cpu1/online")
+    if not switch.exists() or len(os.sched_getaffinity(0)) != 2:
+        pytest.skip("there is no second and last CPU that can go offline")
+    yield switch
+    switch.write_text("1")
+
+
+def test_cpus_that_go_and_come_back(make_ve, last_cpu, until):
+    fixed, one = make_ve("fixed", cpu_mask="0"), make_ve("one", cpu_mask="auto:1")
+    both = make_ve("both", cpu_mask="auto:2")
+    assert (on(fixed), on(one), on(both)) == ("0", "1", "0-1")
+    last_cpu.write_text("0")
+    until(lambda: (one.read("cpuset.cpus"), both.read("cpuset.cpus")) == ("0", "0"), 60, "moved to what is there")
+    last_cpu.write_text("1")
+    until(lambda: (one.read("cpuset.cpus"), both.read("cpuset.cpus")) == ("1", "0-1"), 90, "moved back")

@@ -10,6 +10,7 @@ from vemgr.core.config import Definition, parse_settings
 from vemgr.core.errors import BadValue, Overcommitted
 from vemgr.core.lifecycle import State
 from vemgr.core.scheduling import parse_scheduler
+from vemgr.kernel import topology
 from vemgr.kernel.cgroups import VECgroup
 from vemgr.kernel.usage import cpu_ticks, memory_used
 from vemgr.runtime.instances import Instance
@@ -25,8 +26,8 @@ from vemgr.scheduler.shares import cpu_shares
 
 GIB = 1 << 30
 FILES = {"cpu.stat": "usage_usec 5000\nuser_usec 1\n", "memory.current": f"{3 << 20}\n", "cpu.weight": "100\n",
-         "cpu.max": "150000 100000\n", "memory.min": "0\n", "memory.low": "0\n", "memory.max": f"{GIB}\n",
-         "memory.high": "max\n", "memory.swap.max": "0\n", "pids.max": "max\n"}
+         "cpu.idle": "0\n", "cpu.max": "150000 100000\n", "memory.min": "0\n", "memory.low": "0\n",
+         "memory.max": f"{GIB}\n", "memory.high": "max\n", "memory.swap.max": "0\n", "pids.max": "max\n"}
 
 
 class Tree:
@@ -135,6 +136,24 @@ def test_disks_and_cpus_that_were_given_are_explained(host):
     assert [knob["file"] for knob in found["knobs"] if knob["value"] != knob["wanted"]] == ["io.max", "io.bfq.weight"]
 
 
+def test_cpus_that_were_chosen_are_explained_and_those_that_would_be(host, monkeypatch):
+    monkeypatch.setattr(topology, "places", lambda cpus: {cpu: (0, cpu) for cpu in cpus})
+    placements = Placements(host.promises.running)
+    host.limits = SimpleNamespace(disks=lambda: Disks((), ""), placements=placements, usable_cpus=lambda: {0, 1, 2})
+
+    def mask(found):
+        return next((knob["wanted"], knob["reason"]) for knob in explain(host, found)["knobs"]
+                    if knob["file"] == "cpuset.cpus")
+
+    ve = instance(host, "web1", files={**FILES, "cpuset.cpus": "1-2\n"}, cpu_mask="auto:2")
+    assert mask(ve) == ("0-1", "2 CPUs on 2 cores; nothing was pinned to them"), "what it has is not known"
+    placements.adopt("web1", "1-2")
+    assert mask(ve) == ("1-2", "chosen before this daemon came")
+    assert mask(instance(host, "later", running=False, cpu_mask="auto:1"))[0] == "0"
+    del host.promises.running["web1"]
+    assert mask(ve)[0] == "0-1", "it has stopped: where it was counts no more"
+
+
 @pytest.fixture
 def previewed(host):
     host.limits = SimpleNamespace(disks=lambda: Disks(("8:0",), ""), check=lambda _settings: None,
@@ -161,6 +180,11 @@ def test_what_a_change_would_do(host, previewed):
     assert host.promises.running["one"].cpu_guarantee == 0 and not host.promises.ledger.held
     with pytest.raises(Overcommitted):
         previewed(one, cpus="unlimited", cpu_guarantee="5")
+
+
+def test_a_change_of_the_class_is_told(host, previewed):
+    changes = previewed(instance(host, "one", cpu_weight="idle"), cpu_weight="50")["changes"]
+    assert {change["file"]: change["new"] for change in changes} == {"cpu.idle": "0", "cpu.weight": "50"}
 
 
 def test_what_a_change_would_do_to_a_ve_that_does_not_run(host, previewed):

@@ -25,8 +25,8 @@ from vemgr.runtime.scheduling.inspection import Inspection
 from vemgr.runtime.scheduling.promises import Promises
 
 GIB = 1 << 30
-FILES = {"cpu.weight": "100", "cpu.max": "max 100000", "memory.min": "0", "memory.low": "0", "memory.max": "max",
-         "memory.high": "max", "memory.swap.max": "max", "pids.max": "max", "memory.current": "0"}
+FILES = {"cpu.weight": "100", "cpu.idle": "0", "cpu.max": "max 100000", "memory.min": "0", "memory.low": "0",
+         "memory.max": "max", "memory.high": "max", "memory.swap.max": "max", "pids.max": "max", "memory.current": "0"}
 
 
 class Tree(CgroupTree):
@@ -139,6 +139,10 @@ def test_what_others_have_written_is_put_right(host):
         assert (host.read("_acme", "cpu.max"), host.read("_acme", "pids.max")) == ("200000 100000", "50")
         assert (host.read("_acme", "memory.low"), host.read("_acme", "cpu.weight")) == (str(64 << 20), "100")
         told = [event.detail for event in host.journal._ring.after(last)]
+        for file, text in (("cpu.idle", "1"), ("cpu.weight", "0")):
+            Path(host.tree.path("_acme"), file).write_text(text)
+        await inspection.groups()
+        assert (host.read("_acme", "cpu.idle"), host.read("_acme", "cpu.weight")) == ("0", "100")
         assert len(told) == 4 and all(each.startswith("group acme: ") and each.endswith("put right") for each in told)
 
     run(story())

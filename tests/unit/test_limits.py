@@ -124,6 +124,11 @@ def test_cpus_are_chosen_and_again_where_their_number_changes():
         settings = parse_settings({"cpu-mask": "0", "pids": "5"})
         asyncio.run(limits.apply("web1", settings, parse_settings({"cpu-mask": "auto:3"})))
     assert tree["web1"].cpuset_cpus == "4-6", "as before"
+    assert placements.of("web1").cpus == {4, 5, 6}, "what has not come into force is not remembered"
+    with pytest.raises(SystemFailure):
+        settings = parse_settings({"cpu-mask": "auto:1", "pids": "5"})
+        asyncio.run(limits.apply("web1", settings, parse_settings({"cpu-mask": "auto:3"})))
+    assert tree["web1"].cpuset_cpus == "4-6" and placements.of("web1").cpus == {4, 5, 6}
     with pytest.raises(BadValue, match="there are 4 CPUs for VEs"):
         limits.check(parse_settings({"cpu-mask": "auto:5"}))
     limits.check(parse_settings({"cpu-mask": "auto:4"}))
@@ -220,3 +225,12 @@ def test_weights_of_ves_that_are_gone():
     tree = Tree(broken="cpu_weight")
     with pytest.raises(OSError, match="Invalid"):
         Limits(tree, "/data").write_cpu_weights({"web1": 7})
+
+
+def test_a_ve_that_somebody_has_made_idle_does_not_cost_the_others_their_weights():
+    """The kernel refuses an idle cgroup a weight."""
+    tree = Tree()
+    tree["idle"] = Group(broken="cpu_weight")
+    tree["idle"].__dict__["cpu_idle"] = 1
+    assert Limits(tree, "/data").write_cpu_weights({"idle": 5, "web1": 7}) == ["web1"]
+    assert tree["web1"].written == [("cpu_weight", 7)]

@@ -2,6 +2,7 @@
 """The control loop on cgroups of plain files: what it notices, puts right, and leaves alone."""
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,9 @@ class Tree:
     def weakened(self):
         return ""
 
+    def protect(self, _certain, _promised):
+        pass
+
 
 class Group:
     def __init__(self, path):
@@ -62,6 +66,8 @@ class Group:
         return int(text) if text.isdigit() else text
 
     def __setattr__(self, name, value):
+        if name == "cpu_weight" and Path(self.path, "cpu.idle").exists() and self.cpu_idle:
+            raise OSError(errno.EINVAL, "Invalid argument")
         Path(self.path, name.replace("_", ".")).write_text("max" if value is None else str(value))
 
     def has(self, _file):
@@ -175,6 +181,26 @@ def test_a_ve_that_others_have_made_idle_or_not(host, weight, found, wanted):
     assert host.read("a", "cpu.weight") == "200"
     told = {"cpu.idle"} if weight == "idle" else {"cpu.idle", "cpu.weight"}
     assert {event[2].split()[0] for event in host.events()} == told
+
+
+def test_a_ve_that_others_have_made_idle_gets_the_weight_that_guarantees_give_it(host):
+    """And until then it does not keep the others from theirs."""
+    for name, texts in (("a", {}), ("b", {}), ("good", {"cpu_guarantee": "1"})):
+        host.start(name, {**FILES, "cpu.idle": "0"}, **texts)
+    host.write("a", "cpu.idle", "1")
+    host.write("a", "cpu.weight", "0")
+
+    async def story():
+        for instance in host.instances:
+            host.promises.adopt(instance.name, instance.in_force)
+        await asyncio.gather(*host.tasks)
+        assert host.read("a", "cpu.weight") == "0" and host.read("b", "cpu.weight") not in ("0", "100")
+        assert host.read("good", "cpu.weight") == "10000"
+        await host.loop.tick()
+        await asyncio.gather(*host.tasks)
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+    assert host.read("a", "cpu.idle") == "0" and host.read("a", "cpu.weight") == host.read("b", "cpu.weight")
 
 
 def test_a_ve_moves_to_other_cpus_when_what_was_pinned_there_has_gone(host, monkeypatch):

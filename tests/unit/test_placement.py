@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vemgr.core.config import parse_settings
 from vemgr.kernel import topology as kernel
 from vemgr.runtime.scheduling.placements import Placements
+from vemgr.scheduler import placement as rules
 from vemgr.scheduler.placement import WHOLE, Pinned, Place, better, demand_of, loads, place
 
 
@@ -115,6 +116,53 @@ def test_a_move_is_made_when_another_has_gone():
     assert ve == "b" and to.cpus == {1}
     assert better(where, {**both, "b": Pinned(frozenset({1}), WHOLE, True)}) is None
     assert better(where, {"a": Pinned(frozenset({0}), WHOLE, False), "b": Pinned(frozenset({0}), WHOLE, False)}) is None
+
+
+@given(hosts(), st.data())
+def test_who_has_not_the_cpus_that_it_is_to_have_gets_them(host, data):
+    """Some went offline, or a change of their number was cut off."""
+    where, pinned = host
+    pinned = {ve: Pinned(each.cpus, each.demand, each.movable, data.draw(st.integers(0, len(where) + 2)))
+              for ve, each in pinned.items()}
+    online = data.draw(st.sets(st.sampled_from(sorted(where)), min_size=1))
+    where = {cpu: place for cpu, place in where.items() if cpu in online}
+    for _ in range(100):
+        move = better(where, pinned)
+        if move is None:
+            break
+        ve, to = move
+        assert pinned[ve].movable and to.cpus <= online
+        pinned[ve] = Pinned(to.cpus, pinned[ve].demand, True, pinned[ve].count)
+    else:
+        raise AssertionError("they go on for ever")
+    for each in pinned.values():
+        if each.movable:
+            assert each.cpus <= online and len(each.cpus) == min(each.count or len(each.cpus), len(online))
+
+
+def test_a_ve_whose_cpu_has_gone_stays_in_its_node():
+    where = machine(nodes=2, cores=8)
+    del where[5]
+    load = {"busy": Pinned(frozenset({6, 7}), WHOLE, False), "ve": Pinned(frozenset({4, 5}), WHOLE, True, 2)}
+    ve, to = better(where, load)
+    assert ve == "ve" and len(to.cpus) == 2 and {where[cpu].node for cpu in to.cpus} == {1}
+    assert "those it had were not 2 that VEs can use" in to.reason
+    del where[6], where[7]
+    assert better(where, load)[1].cpus == {0, 1}, "there are not enough in it any more"
+
+
+@pytest.mark.parametrize("left", ["0-1", ""])
+def test_a_change_that_was_cut_off_is_ended_and_nothing_looked_for_twice(monkeypatch, left):
+    looks = []
+    monkeypatch.setattr(kernel, "places", lambda cpus: {cpu: (0, cpu) for cpu in cpus})
+    monkeypatch.setattr(rules, "better", lambda *given: looks.append(better(*given)) or looks[-1])
+    placements = Placements({"a": parse_settings({"cpu-mask": "auto:1"})})
+    placements.adopt("a", left)
+    ve, to = placements.better({0, 1})
+    assert ve == "a" and len(to.cpus) == 1
+    placements.move(ve, to)
+    assert [placements.better({0, 1}) for _ in range(3)] == [None] * 3 and len(looks) == 2
+    assert placements.better({2}) == ("a", looks[-1][1]), "something has changed"
 
 
 def test_what_is_remembered_of_placements(monkeypatch):

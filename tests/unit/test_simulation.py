@@ -70,6 +70,19 @@ def test_without_its_guarantee_the_service_suffers():
     assert by(simulate(document)["kinds"], "kind")["service"]["satisfied"]["cpus"] < 0.1
 
 
+def test_idle_ves_take_what_is_left():
+    def satisfied(batch, weight):
+        document = {"ticks": 5, "tick": 1, "host": {"cpus": 4}, "scheduler": {"reserve-cpus": "0%/0/0"}, "ve": [
+            {"name": "idle", "count": 3, "settings": {"cpu-weight": "idle"}, "demand": {"cpus": "4"}},
+            {"name": "batch", "settings": {"cpu-weight": weight}, "demand": {"cpus": batch}},
+            {"name": "good", "settings": {"cpu-guarantee": "1"}, "demand": {"cpus": "1"}}]}
+        return {row["kind"]: row["satisfied"]["cpus"] for row in simulate(document)["kinds"]}
+
+    alone = satisfied("1", "100")
+    assert alone["idle"] == pytest.approx(2 / 12) and alone["batch"] == alone["good"] == pytest.approx(1, abs=0.01)
+    assert satisfied("4", "10000")["idle"] < 0.01
+
+
 def test_what_cannot_be_promised_is_refused():
     document = {"ticks": 10, "tick": 1, "host": {"count": 3, "cpus": 4}, "ve": [
         {"name": "a", "count": 20, "settings": {"cpu-guarantee": "1"}, "demand": {"cpus": "1"}},

@@ -122,7 +122,7 @@ class Limits:
         group = self._tree[ve]
         undo: list[tuple[Writer, Settings]] = []
         differing = {setting.attribute for setting in changed(before, settings)}
-        before = self.placements.resolved(ve, before)
+        before, placed = self.placements.resolved(ve, before), self.placements.of(ve)
         if "cpu_mask" in differing:
             self.placements.choose(ve, settings, self.usable_cpus())
         settings = self.placements.resolved(ve, settings)
@@ -137,12 +137,12 @@ class Limits:
                 if names & differing:
                     undo.append((write, before))
                     write(group, settings)
-        except OSError as error:
+        except BaseException as error:
             self._put_back(group, undo)
-            raise SystemFailure(f"a limit of {called(ve)} cannot be set: {error.strerror}", path=error.filename,
-                                errno=error.errno) from error
-        except BaseException:
-            self._put_back(group, undo)
+            self.placements.put_back(ve, placed)
+            if isinstance(error, OSError):
+                raise SystemFailure(f"a limit of {called(ve)} cannot be set: {error.strerror}", path=error.filename,
+                                    errno=error.errno) from error
             raise
 
     def _put_back(self, group: Any, undo: list[tuple[Writer, Settings]]) -> None:
@@ -204,14 +204,16 @@ class Limits:
 
     def write_cpu_weights(self, weights: Mapping[str, int]) -> list[str]:
         """Give VEs the weights that follow from their guarantees; returns those that have got theirs. One whose
-        cgroup is not there yet, or not any more, is left out."""
+        cgroup is not there yet, or not any more, is left out, and one that somebody has made idle: that must not cost
+        the others theirs."""
         written = []
         for ve, weight in weights.items():
             group: Any = self._tree[ve]
             try:
                 group.cpu_weight = weight
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                idle = error.errno == errno.EINVAL and group.cpu_idle
+                if not idle and error.errno not in (errno.ENOENT, errno.ENODEV):
                     raise
             else:
                 written.append(ve)

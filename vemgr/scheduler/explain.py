@@ -33,7 +33,7 @@ def knobs_of(ve: str, settings: Settings, shares: CpuShares, config: SchedulerCo
 
 def own_knobs(settings: Settings, config: SchedulerConfig, page: int) -> list[Knob]:
     """Those that do not depend on other VEs."""
-    return [*_idle(settings), _cpu_max(settings), *_burst(settings), *_protection(settings, config, page),
+    return [_idle(settings), _cpu_max(settings), *_burst(settings), *_protection(settings, config, page),
             _memory_max(settings, page), Knob("memory.high", "max", "never a limit: it would freeze the VE"),
             _swap(settings, page), _pids(settings)]
 
@@ -49,7 +49,7 @@ def own_group_knobs(settings: Settings, protected: int, config: SchedulerConfig,
     what = f"{units.format_size(protected)} for the group or VEs in it" if protected else "nothing in it is guaranteed"
     certain = knobs.certain(protected, config.factor("memory"))
     less = f", divided by the overcommit of {config.factor('memory') / 1000:g}" if certain != protected else ""
-    return [_cpu_max(settings), Knob("memory.min", str(knobs.protection(certain, page)), what + less),
+    return [_idle(settings), _cpu_max(settings), Knob("memory.min", str(knobs.protection(certain, page)), what + less),
             Knob("memory.low", str(knobs.protection(protected, page)), what), _memory_max(settings, page),
             Knob("memory.high", "max", "never a limit: it would freeze the VEs"), _swap(settings, page),
             _pids(settings)]
@@ -107,9 +107,9 @@ def _cpu_max(settings: Settings) -> Knob:
     return Knob("cpu.max", f"max {knobs.PERIOD}" if wanted == "max" else wanted, reason)
 
 
-def _idle(settings: Settings) -> list[Knob]:
-    """A kernel before 5.15 has no such file."""
-    return [Knob("cpu.idle", "1", "runs only on CPUs that no other wants")] if settings.cpu_weight == IDLE else []
+def _idle(settings: Settings) -> Knob:
+    idle = settings.cpu_weight == IDLE
+    return Knob("cpu.idle", "1" if idle else "0", "runs only on CPUs that no other wants" if idle else "has a weight")
 
 
 def _burst(settings: Settings) -> list[Knob]:

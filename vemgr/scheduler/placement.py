@@ -40,11 +40,13 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """A VE that runs on some CPUs only. `demand`: on each of them. `movable`: they were chosen."""
+    """A VE that runs on some CPUs only. `demand`: on each of them. `movable`: they were chosen. `count`: how many it is
+    to have; 0 for as many as there are."""
 
     cpus: frozenset[int]
     demand: int
     movable: bool
+    count: int = 0
 
 
 def demand_of(settings: Settings) -> int:
@@ -115,19 +117,25 @@ def _over_nodes(topology: Topology, nodes: list[list[int]], count: int, load: Lo
 
 def better(topology: Topology, pinned: Mapping[str, Pinned]) -> tuple[str, Placement] | None:
     """The one move, within the nodes that a VE is in, that empties the fullest CPU of a VE by most; None where none is
-    worth it. Each makes that CPU's load smaller and no other as large, so that moves come to an end."""
+    worth it. Each makes that CPU's load smaller and no other as large, so that moves come to an end. One that has not
+    the CPUs it is to have comes before all others: some have gone offline, or come back."""
     total = loads(topology, pinned)
     found: list[tuple[int, str, Placement]] = []
     for ve, each in pinned.items():
-        if not each.movable or not each.cpus <= topology.keys():
+        if not each.movable:
             continue
+        count = min(each.count or len(each.cpus), len(topology))
+        if len(each.cpus) != count or not each.cpus <= topology.keys():
+            return ve, _anew(topology, each, count, total)
         fullest = max(total[cpu] for cpu in each.cpus)
         if fullest - each.demand < _WORTH:
             continue  # nothing there but its own
         nodes = {topology[cpu].node for cpu in each.cpus}
         near = {cpu: where for cpu, where in topology.items() if where.node in nodes}
         without = {cpu: total[cpu] - each.demand * (cpu in each.cpus) for cpu in near}
-        other = place(near, len(each.cpus), without)
+        if fullest - sorted(without.values())[count - 1] - each.demand < _WORTH:
+            continue  # wherever it goes: `place` costs more than this look
+        other = place(near, count, without)
         gain = fullest - max(without[cpu] + each.demand for cpu in other.cpus)
         if gain >= _WORTH:
             found.append((gain, ve, other))
@@ -135,3 +143,12 @@ def better(topology: Topology, pinned: Mapping[str, Pinned]) -> tuple[str, Place
         return None
     _, ve, other = max(found, key=lambda move: (move[0], move[1]))
     return ve, other
+
+
+def _anew(topology: Topology, each: Pinned, count: int, total: Loads) -> Placement:
+    """In the nodes where it still is, if there are enough CPUs."""
+    without = {cpu: total[cpu] - each.demand * (cpu in each.cpus) for cpu in topology}
+    nodes = {topology[cpu].node for cpu in each.cpus if cpu in topology}
+    near = {cpu: where for cpu, where in topology.items() if where.node in nodes}
+    found = place(near if len(near) >= count else topology, count, without)
+    return Placement(found.cpus, f"{found.reason}; those it had were not {count} that VEs can use")

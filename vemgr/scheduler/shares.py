@@ -38,7 +38,12 @@ class CpuShares:
 
 def cpu_claim(settings: Settings, promise: Promise) -> Claim:
     limit = None if settings.cpus is None else settings.cpus * MICRO
-    return Claim(promise.cpus * MICRO, limit, settings.cpu_weight * _FINE if settings.cpu_weight != IDLE else _IDLE)
+    return Claim(promise.cpus * MICRO, limit, fine_weight(settings.cpu_weight))
+
+
+def fine_weight(weight: int) -> int:
+    """Of a claim, for a weight as settings have it, or `IDLE`."""
+    return _IDLE if weight == IDLE else weight * _FINE
 
 
 def memory_claim(settings: Settings, promise: Promise) -> Claim:

@@ -18,7 +18,7 @@ from vemgr.scheduler.filling import MOST_WEIGHT, Claim, fill
 from vemgr.scheduler.knobs import is_off
 from vemgr.scheduler.report import Report
 from vemgr.scheduler.scenario import Kind, Scenario
-from vemgr.scheduler.shares import MICRO, cpu_shares
+from vemgr.scheduler.shares import MICRO, cpu_shares, fine_weight
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class VE:
     number: int
     promise: Promise
     start: float
-    weight: int = 0  # cpu.weight, 0 before it is set
+    weight: int = 0  # cpu.weight, 0 before it is set, and of an idle one
 
 
 @dataclass(slots=True)
@@ -103,7 +103,9 @@ class Simulation:
         shares = cpu_shares(self._capacity["cpus"] // MICRO, {ve.name: ve.kind.settings for ve in host.ves.values()},
                             self._scenario.scheduler.policy)
         for ve in host.ves.values():
-            weight = shares.weights[ve.name]
+            weight = shares.weights.get(ve.name)
+            if weight is None:  # idle
+                continue
             if not ve.weight or is_off(weight, ve.weight):
                 if shares.derived[""] or ve.weight:
                     self._report.moved()
@@ -144,13 +146,13 @@ def _promised(ve: VE, resource: str) -> int:
 
 def _weight(ve: VE, resource: str) -> int:
     settings = ve.kind.settings
-    return {"cpus": settings.cpu_weight or 1, "memory": 100, "io": settings.io_weight}[resource]
+    return {"cpus": fine_weight(settings.cpu_weight), "memory": 100, "io": settings.io_weight}[resource]
 
 
 def _kernel(ve: VE, resource: str, usable: int, capacity: int) -> Claim:
     """What the kernel goes by."""
     if resource == "cpus":
-        return Claim(0, usable, ve.weight)
+        return Claim(0, usable, fine_weight(ve.weight))
     if resource == "io":
         return Claim(0, usable, ve.kind.settings.io_weight)
     protected = min(usable, ve.promise.memory)

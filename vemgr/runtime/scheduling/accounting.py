@@ -109,9 +109,12 @@ class Accounting:
         """Those of CPUs and disks, where the VE has any."""
         found = []
         if settings.cpu_mask is not None:
-            placed = self._parts.limits.placements.of(name)
-            found.append(Knob("cpuset.cpus", settings.cpu_mask, "the CPUs that it may use, as given") if placed is None
-                         else Knob("cpuset.cpus", units.format_cpu_mask(placed.cpus), placed.reason))
+            mask, reason = settings.cpu_mask, "the CPUs that it may use, as given"
+            if units.chosen_cpus(mask):
+                limits = self._parts.limits
+                placed = limits.placements.shown(name, settings, limits.usable_cpus())
+                mask, reason = units.format_cpu_mask(placed.cpus), placed.reason
+            found.append(Knob("cpuset.cpus", mask, reason))
         if settings.io_weight != DEFAULTS.io_weight or any(getattr(settings, name) is not None for name in IO_KEYS):
             disks = self._parts.limits.disks()
             found += io_knobs(settings, disks.devices, disks.weight_file)

@@ -77,7 +77,6 @@ class Inspection:
         mask = self._parts.limits.placements.resolved(instance.name, settings).cpu_mask
         if mask is not None and not chosen_cpus(mask):
             wanted["cpuset.cpus"] = mask
-        wanted.setdefault("cpu.idle", "0")
         weight = self._balancer.weight_of(instance.name, settings.cpu_weight)
         if weight is not None and settings.cpu_weight != IDLE:
             wanted["cpu.weight"] = str(weight)
@@ -146,6 +145,8 @@ class Inspection:
         await limits.restore(ve, settings, {_ATTRIBUTES[file] for file in found if file in _ATTRIBUTES})
         if "cpu.weight" in found:  # after cpu.idle, which has taken its place
             await asyncio.to_thread(limits.write_cpu_weights, {ve: int(found["cpu.weight"][1])})
+        elif "cpu.idle" in found and self._parts.promises.ledger.held:
+            self._balancer.wake(ve)  # it could not be given its weight before
 
     async def protect_again(self) -> None:
         """The cgroups above the VEs: what protects VEs must not be less there."""

@@ -21,6 +21,7 @@ class Placements:
         self._running = running
         self._placed: dict[str, Placement] = {}
         self._topology: Topology = {}
+        self._settled: tuple[Topology, dict[str, Pinned]] | None = None  # where no move was worth it
 
     def choose(self, ve: str, settings: Settings, cpus: set[int]) -> None:
         """Place a VE, among `cpus`, that starts or is to have another number of them."""
@@ -38,6 +39,20 @@ class Placements:
     def of(self, ve: str) -> Placement | None:
         return self._placed.get(ve)
 
+    def shown(self, ve: str, settings: Settings, cpus: set[int]) -> Placement:
+        """What was chosen, or would be if the VE were started now."""
+        placed = self._placed.get(ve)
+        if placed is None or ve not in self._running or len(placed.cpus) != min(chosen_cpus(settings.cpu_mask),
+                                                                                len(cpus)):
+            return self.proposed(ve, settings, cpus)
+        return placed
+
+    def put_back(self, ve: str, placed: Placement | None) -> None:
+        """What was chosen has not come into force."""
+        self._placed.pop(ve, None)
+        if placed is not None:
+            self._placed[ve] = placed
+
     def resolved(self, ve: str, settings: Settings) -> Settings:
         """With the CPUs by number."""
         placed = self._placed.get(ve)
@@ -46,16 +61,23 @@ class Placements:
         return replace(settings, cpu_mask=format_cpu_mask(placed.cpus))
 
     def adopt(self, ve: str, mask: str) -> None:
-        """A VE that runs already."""
-        self._placed[ve] = Placement(frozenset(expand_cpu_mask(mask)), "chosen before this daemon came")
+        """A VE that runs already. If they are not as many as it is to have, `better` chooses anew: a daemon before may
+        have been killed in the middle of a change."""
+        self._placed[ve] = Placement(frozenset(expand_cpu_mask(mask) if mask else ()), "chosen before this daemon came")
 
     @property
     def any(self) -> bool:
         return bool(self._placed)
 
     def better(self, cpus: set[int]) -> tuple[str, Placement] | None:
-        """The move that is worth most."""
-        return placement.better(self._places(cpus), self._pinned())
+        """The move that is worth most. To find that there is none takes milliseconds with hundreds of VEs, so it is not
+        looked for again before something has changed."""
+        now = self._places(cpus), self._pinned()
+        if now == self._settled:
+            return None
+        found = placement.better(*now)
+        self._settled = None if found else now
+        return found
 
     def move(self, ve: str, to: Placement) -> None:
         self._placed[ve] = to
@@ -73,7 +95,8 @@ class Placements:
             placed = self._placed.get(ve)
             if chosen_cpus(settings.cpu_mask):
                 if placed is not None:
-                    found[ve] = Pinned(placed.cpus, placement.demand_of(settings), movable=True)
+                    found[ve] = Pinned(placed.cpus, placement.demand_of(settings), movable=True,
+                                       count=chosen_cpus(settings.cpu_mask))
             else:
                 cpus = frozenset(expand_cpu_mask(settings.cpu_mask))
                 found[ve] = Pinned(cpus, placement.demand_of(settings), movable=False)

@@ -59,10 +59,6 @@ def _knobs(parts: Parts, name: str, settings: Settings, shares: CpuShares) -> di
 
 
 def _mask(parts: Parts, name: str, settings: Settings) -> str:
-    count, placements = chosen_cpus(settings.cpu_mask), parts.limits.placements
-    if not count:
+    if not chosen_cpus(settings.cpu_mask):
         return settings.cpu_mask or ""
-    placed = placements.of(name)
-    if placed is None or len(placed.cpus) != count:
-        placed = placements.proposed(name, settings, parts.limits.usable_cpus())
-    return format_cpu_mask(placed.cpus)
+    return format_cpu_mask(parts.limits.placements.shown(name, settings, parts.limits.usable_cpus()).cpus)
