@@ -71,8 +71,11 @@ class Host:
                               capture_output=True, text=True).stdout
 
     def open(self):
-        own = self.vemgr.netns
         self.ip("netns", "add", self.world)
+        self.link()
+
+    def link(self):
+        own = self.vemgr.netns
         self.ip("-n", own, "link", "add", "up0", "type", "veth", "peer", "name", "w0", "netns", self.world)
         for where, device, address in ((own, "up0", "198.51.100.2/24"), (self.world, "w0", "198.51.100.1/24")):
             self.ip("-n", where, "addr", "add", address, "dev", device)
@@ -177,6 +180,29 @@ def test_a_daemon_that_comes_puts_shares_right(host):
     host.tc("qdisc", "del", "dev", "up0", "root")
     vemgr("network", "restore")
     assert len(host.classes()) == 1
+
+
+def test_shares_are_made_anew_where_somebody_has_taken_them_away(host):
+    """With the next change: the root of the uplink has been removed, or the link itself has gone and come back."""
+    first = host.started("--network-guarantee", "5M")
+    (minor,) = host.classes()
+    host.tc("qdisc", "del", "dev", "up0", "root")
+    host.vemgr("set", first, "--network-guarantee=4M")
+    assert host.classes() == [minor]
+    host.tc("qdisc", "del", "dev", "up0", "root")
+    second = host.started("--network-guarantee", "5M")
+    assert len(host.classes()) == 2 and minor in host.classes(), "that of the other one too"
+    host.ip("-n", host.vemgr.netns, "link", "del", "up0")
+    host.link()
+    host.vemgr("set", second, "--network-guarantee=6M")
+    assert len(host.classes()) == 2 and minor in host.classes()
+    host.tc("qdisc", "del", "dev", "up0", "root")
+    host.tc("qdisc", "add", "dev", "up0", "root", "handle", "77:", "pfifo")
+    try:
+        assert "take-over" in host.vemgr("set", second, "--network-guarantee=7M", code=5).stderr
+        assert host.roots() == [["pfifo", "77:"]], "what somebody else has put there stays"
+    finally:
+        host.tc("qdisc", "del", "dev", "up0", "root")
 
 
 def test_what_cannot_be_promised_is_refused_with_the_sums(host):

@@ -119,8 +119,7 @@ class Uplink:
         before, self._shares[ve] = self._shares.get(ve), share
         try:
             async with self._lock:
-                tree = await self._planted()
-                await asyncio.to_thread(tree.branch, share.minor, share.guarantee, share.weight)
+                await self._branch(share)
         except BaseException as error:
             if before is None:
                 self.released(ve)
@@ -129,6 +128,17 @@ class Uplink:
             if isinstance(error, OSError):
                 raise _refusal(ve, error) from error
             raise
+
+    async def _branch(self, share: Share) -> None:
+        had, tree = self._tree is not None, await self._planted()
+        try:
+            await asyncio.to_thread(tree.branch, share.minor, share.guarantee, share.weight)
+        except OSError:
+            if not had:
+                raise
+            # Somebody has taken the root away, or the link has gone and come back. So have the others' classes.
+            self._tree = None
+            await asyncio.to_thread(self._renew, await self._planted(), [*self._shares.values()])
 
     async def _planted(self) -> kernel.Tree:
         if self._tree is None:
