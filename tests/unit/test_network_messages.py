@@ -97,6 +97,7 @@ def test_a_birth_says_what_it_should():
     peer = born.get(("linkinfo", "data", "veth_info_peer"))
     assert peer["index"] == 33
     assert [peer.get(key) for key in ("ifname", "mtu", "address", "net_ns_fd")] == ["eth1", 1400, MAC, NETNS_FD]
+    assert [end.get(f"num_{way}_queues") for end in (born, peer) for way in ("tx", "rx")] == [1, 1, 1, 1]
     assert decoded(death("ve1")).get("ifname") == "ve1"
 
 

@@ -24,6 +24,7 @@ from vemgr.kernel.netlink import attribute, message, number, text
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 17, 19, 20, 24
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 26, 28
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_BR_GROUP_FWD_MASK, IFLA_BR_MULTI_BOOLOPT, BR_BOOLOPT_NO_LL_LEARN = 9, 46, 0
@@ -134,14 +135,18 @@ def birth(host_ifname: str, *, host_index: int, bridge_index: int, end: End) -> 
     """The request for a veth pair: the host end a port of the bridge and up, the peer `end` in the namespace that the
     sender has as descriptor `NETNS_FD`, with its name, MAC address, MTU and index.
 
-    The kernel heeds the peer's index only if the host end asks for one too (veth_newlink).
+    The kernel heeds the peer's index only if the host end asks for one too (veth_newlink). Unasked it makes a queue for
+    each CPU and then puts all but one out of use (veth_init_queues): for either end it waits until no CPU can be using
+    them, and meanwhile holds the lock that every other start needs for its links.
     """
+    one_queue = number(IFLA_NUM_TX_QUEUES, 1) + number(IFLA_NUM_RX_QUEUES, 1)
     peer = b"".join((
         IFINFO.pack(socket.AF_UNSPEC, 0, end.index, 0, 0),
         text(IFLA_IFNAME, f"eth{end.link}"),
         number(IFLA_NET_NS_FD, NETNS_FD),
         attribute(IFLA_ADDRESS, bytes.fromhex(end.mac.replace(":", ""))),
         number(IFLA_MTU, end.mtu),
+        one_queue,
     ))
     info = text(IFLA_INFO_KIND, "veth") + attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
     return message(RTM_NEWLINK, b"".join((
@@ -149,6 +154,7 @@ def birth(host_ifname: str, *, host_index: int, bridge_index: int, end: End) -> 
         text(IFLA_IFNAME, host_ifname),
         number(IFLA_MASTER, bridge_index),
         number(IFLA_MTU, end.mtu),
+        one_queue,
         attribute(IFLA_LINKINFO, info),
     )), NLM_F_CREATE | NLM_F_EXCL)
 
