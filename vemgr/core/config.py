@@ -7,6 +7,8 @@ takes effect in a running VE, and the help text. The store, the API, the command
 
 from __future__ import annotations
 
+import functools
+import operator
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -128,7 +130,7 @@ class Setting:
     def option(self) -> str:
         return f"--{self.key}"
 
-    @property
+    @functools.cached_property
     def attribute(self) -> str:
         return self.key.replace("-", "_")
 
@@ -315,8 +317,12 @@ def show_settings(settings: Settings, *, all_: bool = False) -> dict[str, str]:
     }
 
 
+_VALUES = operator.attrgetter(*(setting.attribute for setting in SETTINGS))
+
+
 def changed(before: Settings, after: Settings) -> list[Setting]:
-    return [s for s in SETTINGS if getattr(before, s.attribute) != getattr(after, s.attribute)]
+    old, new = _VALUES(before), _VALUES(after)
+    return [] if old == new else [s for s, one, other in zip(SETTINGS, old, new, strict=True) if one != other]
 
 
 DEFAULTS = Settings()

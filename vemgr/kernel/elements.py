@@ -7,10 +7,10 @@ parse what is there: some 50 microseconds instead of milliseconds.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from vemgr.core.links import Publication
 from vemgr.kernel.netlink import attribute, message, text
@@ -126,7 +126,7 @@ def _transaction(kind: int, table: str, elements: Sequence[Element], flags: int)
 
 
 def _ip(address: str) -> tuple[str, bytes]:
-    return address, ip_address(address).packed
+    return address, socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _port(number: int) -> tuple[str, bytes]:

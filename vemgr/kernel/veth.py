@@ -8,6 +8,7 @@ some 100 microseconds for each.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -74,6 +75,7 @@ class End:
         return INSIDE_INDEX + self.link
 
 
+@functools.lru_cache(maxsize=8)
 def port_prefix(instance: str = "") -> str:
     """What the names of the host ends of one instance of vemgr begin with: "ve" and three characters.
 
@@ -84,6 +86,7 @@ def port_prefix(instance: str = "") -> str:
     return next(candidate for candidate in candidates if not candidate.startswith(_OF_OTHERS))
 
 
+@functools.lru_cache(maxsize=1024)
 def host_ifname(ve_name: str, instance: str = "", link: int = 0) -> str:
     """The host end's name for a VE's link: 15 characters, always the same for the same name and instance of vemgr.
 
@@ -197,13 +200,20 @@ def _without_automatic_address(index: int) -> bytes:
                    + attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, mode)))
 
 
+@functools.lru_cache(maxsize=1024)
+def _interface4(text_: str) -> tuple[int, bytes, bytes]:
+    """Prefix length, address and broadcast address. Raises `ValueError`."""
+    interface = IPv4Interface(text_)
+    return interface.network.prefixlen, interface.packed, interface.network.broadcast_address.packed
+
+
 def _address4(end: End) -> bytes:
-    interface = IPv4Interface(end.address)
+    length, address, broadcast = _interface4(end.address)
     return message(RTM_NEWADDR, b"".join((
-        IFADDR.pack(socket.AF_INET, interface.network.prefixlen, 0, 0, end.index),
-        attribute(IFA_LOCAL, interface.packed),
-        attribute(IFA_ADDRESS, interface.packed),
-        attribute(IFA_BROADCAST, interface.network.broadcast_address.packed),
+        IFADDR.pack(socket.AF_INET, length, 0, 0, end.index),
+        attribute(IFA_LOCAL, address),
+        attribute(IFA_ADDRESS, address),
+        attribute(IFA_BROADCAST, broadcast),
     )), NLM_F_CREATE | NLM_F_EXCL)
 
 

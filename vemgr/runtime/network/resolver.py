@@ -8,6 +8,7 @@ bound to `lo` and answers nobody else. For any other, the VE asks the gateway an
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
@@ -31,6 +32,7 @@ class ResolvConf:
     other: dict[str, str] = field(default_factory=dict)
 
 
+@functools.lru_cache(maxsize=64)  # by the texts: the files are read at each start
 def resolv_conf_for(
     host_text: str, upstream_text: str | None, gateway: str, *, ipv6: bool = False
 ) -> tuple[str, str | None]:
