@@ -209,3 +209,24 @@ def test_a_state_directory_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemFailure, match="cannot make the state directory"):
         Store(str(tmp_path / "file/ve"))
+
+
+def test_a_tree_that_is_there_is_left_alone_and_one_that_is_not_right_is_put_right(store, monkeypatch):
+    mine = dataclasses.replace(WEB1, id_base=os.getuid())
+    store.create(mine)
+    upper, chowned = f"{store.path('web1')}/data/0/upper", []
+    monkeypatch.setattr(module.os, "chown", lambda path, uid, gid: chowned.append((path, uid, gid)))
+    assert store.trees(mine, 1)
+    assert chowned.pop() == (upper, mine.id_base, mine.id_base)
+    assert not store.trees(mine, 1)
+    assert not chowned
+    os.chmod(upper, 0o700)
+    assert not store.trees(mine, 1)
+    assert os.stat(upper).st_mode & 0o777 == 0o755
+    assert chowned.pop() == (upper, mine.id_base, mine.id_base)
+    os.rmdir(f"{store.path('web1')}/data/0/work")
+    store.trees(mine, 1)
+    assert os.path.isdir(f"{store.path('web1')}/data/0/work")
+    chowned.clear()
+    store.trees(dataclasses.replace(mine, id_base=mine.id_base + 65536), 1)
+    assert len(chowned) == 1

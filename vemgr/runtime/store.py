@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import secrets
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -203,6 +204,8 @@ class Store:
     @staticmethod
     def _make_trees(data: str, id_base: int, count: int, project: int) -> None:
         for number in range(count):
+            if _is_made(f"{data}/{number}", id_base):  # at each start but the first
+                continue
             if project:
                 os.makedirs(f"{data}/{number}", mode=0o700)
                 assign(f"{data}/{number}", project)  # and so all that is made in it
@@ -268,6 +271,16 @@ def storage_errors(what: str) -> Iterator[None]:
             raise NoSpace(f"cannot {what}: no space left on the disk", remedy="free some space or inodes",
                           path=path, errno=code) from error
         raise SystemFailure(f"cannot {what}: {error.strerror or error}", path=path, errno=code) from error
+
+
+def _is_made(tree: str, id_base: int) -> bool:
+    """Whether a tree for a VE's own writes is there, with the owner and the mode that it needs."""
+    try:
+        upper = os.stat(f"{tree}/upper", follow_symlinks=False)
+    except OSError:
+        return False
+    return (upper.st_mode == stat.S_IFDIR | 0o755 and upper.st_uid == upper.st_gid == id_base
+            and os.path.isdir(f"{tree}/work"))
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
