@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import click
 
 from vemgr.cli import completion, ending
 from vemgr.cli.files import STANDARD, connected, hold, new_file, opened
+from vemgr.cli.options import given, setting_options, template_option
 from vemgr.core.errors import BadValue
 
 
@@ -50,27 +49,23 @@ def export(context: click.Context, name: str, file: str, with_template: bool, st
             client.call("Start", {"name": name})
 
 
-def import_command(setting_options: Callable[..., Any], template_option: Callable[..., Any],
-                   given: Callable[[Mapping[str, Any]], dict[str, str]]) -> click.Command:
-    @click.command("import")
-    @click.argument("file", metavar="FILE|-", shell_complete=completion.files)
-    @click.option("--name", default="", help="Its name, instead of the one that it had.")
-    @click.option("--trusted", is_flag=True,
-                  help="Take from the file also what opens something of this host: mounts, devices, features, "
-                       "capabilities, system calls, published ports.")
-    @template_option
-    @setting_options
-    @click.pass_context
-    def import_(context: click.Context, /, file: str, name: str, trusted: bool, template_name: str,
-                **options: str | None) -> None:
-        """Make a VE of a file of 'vemgr export'; settings are instead of the file's."""
-        fd = 0 if file == STANDARD else opened(file, os.O_RDONLY)
-        with hold() as held:
-            reply = connected(context).call("Import", {
-                "name": name, "template": template_name, "settings": given(options), "trusted": trusted, "stream": 0,
-                "hold": 1}, [fd, held])
-        for note in reply["notes"]:
-            ending.say(f"{reply['name']}: {note}")
-        click.echo(reply["name"])
-
-    return import_
+@click.command("import")
+@click.argument("file", metavar="FILE|-", shell_complete=completion.files)
+@click.option("--name", default="", help="Its name, instead of the one that it had.")
+@click.option("--trusted", is_flag=True,
+              help="Take from the file also what opens something of this host: mounts, devices, features, "
+                   "capabilities, system calls, published ports.")
+@template_option
+@setting_options
+@click.pass_context
+def import_(context: click.Context, /, file: str, name: str, trusted: bool, template_name: str,
+            **options: str | None) -> None:
+    """Make a VE of a file of 'vemgr export'; settings are instead of the file's."""
+    fd = 0 if file == STANDARD else opened(file, os.O_RDONLY)
+    with hold() as held:
+        reply = connected(context).call("Import", {
+            "name": name, "template": template_name, "settings": given(options), "trusted": trusted, "stream": 0,
+            "hold": 1}, [fd, held])
+    for note in reply["notes"]:
+        ending.say(f"{reply['name']}: {note}")
+    click.echo(reply["name"])

@@ -3,68 +3,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
 import click
 
 from vemgr.cli import completion, tables
 from vemgr.cli.files import connected
+from vemgr.cli.options import given, json_option, setting_options_of
 from vemgr.cli.scheduler import show_amount
-from vemgr.core.config import BY_KEY, Setting
+from vemgr.core.config import BY_KEY
 from vemgr.core.groups import GROUP_KEYS
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _COLUMNS = ("cpus", "cpu-guarantee", "memory", "memory-guarantee")
 
 _name = click.argument("name", shell_complete=completion.groups)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_options = setting_options_of([BY_KEY[key] for key in GROUP_KEYS])
 
 
-def group_command(options_of: Callable[[Sequence[Setting]], Decorator],
-                  given: Callable[[Mapping[str, Any]], dict[str, str]]) -> click.Group:
-    """With the options of the settings that a group has."""
-    options = options_of([BY_KEY[key] for key in GROUP_KEYS])
-
-    @click.group()
-    def group() -> None:
-        """VEs that have limits, guarantees and weights together."""
-
-    @group.command()
-    @click.argument("name")
-    @click.option("--parent", default="", metavar="NAME", help="The group that it is in.",
-                  shell_complete=completion.groups)
-    @options
-    @click.pass_context
-    def create(context: click.Context, /, name: str, parent: str, **options: str | None) -> None:
-        """Define a group; VEs are put in it by their setting 'group'."""
-        connected(context).call("CreateGroup", {"name": name, "parent": parent, "settings": given(options)})
-
-    @group.command("set")
-    @_name
-    @options
-    @click.pass_context
-    def set_(context: click.Context, /, name: str, **options: str | None) -> None:
-        """Change a group, live; 'default' takes a setting back."""
-        settings = given(options)
-        if not settings:
-            raise click.UsageError("say what to set")
-        connected(context).call("SetGroup", {"name": name, "settings": settings})
-
-    @group.command()
-    @_name
-    @click.pass_context
-    def remove(context: click.Context, name: str) -> None:
-        """Remove a group that nothing is in."""
-        connected(context).call("RemoveGroup", {"name": name})
-
-    group.add_command(list_)
-    group.add_command(show)
-    return group
+@click.group()
+def group() -> None:
+    """VEs that have limits, guarantees and weights together."""
 
 
-@click.command("list")
-@_json
+@group.command()
+@click.argument("name")
+@click.option("--parent", default="", metavar="NAME", help="The group that it is in.",
+              shell_complete=completion.groups)
+@_options
+@click.pass_context
+def create(context: click.Context, /, name: str, parent: str, **options: str | None) -> None:
+    """Define a group; VEs are put in it by their setting 'group'."""
+    connected(context).call("CreateGroup", {"name": name, "parent": parent, "settings": given(options)})
+
+
+@group.command("set")
+@_name
+@_options
+@click.pass_context
+def set_(context: click.Context, /, name: str, **options: str | None) -> None:
+    """Change a group, live; 'default' takes a setting back."""
+    settings = given(options)
+    if not settings:
+        raise click.UsageError("say what to set")
+    connected(context).call("SetGroup", {"name": name, "settings": settings})
+
+
+@group.command()
+@_name
+@click.pass_context
+def remove(context: click.Context, name: str) -> None:
+    """Remove a group that nothing is in."""
+    connected(context).call("RemoveGroup", {"name": name})
+
+
+@group.command("list")
+@json_option
 @click.pass_context
 def list_(context: click.Context, as_json: bool) -> None:
     """The groups."""
@@ -77,9 +68,9 @@ def list_(context: click.Context, as_json: bool) -> None:
                   for each in found], ("name", *more, "ves", "running", *_COLUMNS))
 
 
-@click.command()
+@group.command()
 @_name
-@_json
+@json_option
 @click.pass_context
 def show(context: click.Context, name: str, as_json: bool) -> None:
     """A group: its settings, its VEs, what they use and were promised, and what of it can still be."""

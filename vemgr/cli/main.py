@@ -13,25 +13,18 @@ import vemgr
 from vemgr.api import location
 from vemgr.api.client import ENDED, lost, result_of
 from vemgr.cli import console, ending, logs
-from vemgr.cli.carrying import export, import_command
+from vemgr.cli.carrying import export, import_
 from vemgr.cli.copies import clone, create_template, rename
 from vemgr.cli.doctor import doctor
 from vemgr.cli.edit import edit
 from vemgr.cli.events import events
 from vemgr.cli.files import connected, pull, push
-from vemgr.cli.groups import group_command
+from vemgr.cli.groups import group
 from vemgr.cli.lifecycle import create, destroy, restart, resume, set_, start, stop, suspend
 from vemgr.cli.limits import limits
 from vemgr.cli.networks import network
-from vemgr.cli.openvz import import_vz_command
-from vemgr.cli.options import (
-    detach_keys_option,
-    given,
-    name_argument,
-    setting_options,
-    setting_options_of,
-    template_option,
-)
+from vemgr.cli.openvz import import_vz
+from vemgr.cli.options import detach_keys_option, name_argument
 from vemgr.cli.profiles import profile
 from vemgr.cli.running import enter, exec_, run
 from vemgr.cli.scheduler import scheduler
@@ -68,11 +61,9 @@ def cli(context: click.Context, config: str) -> None:
     context.obj = config
 
 
-for verb in (clone, create, destroy, doctor, edit, enter, events, exec_, export, host, limits, list_, network, profile,
-             pull, push, rename, restart, resume, run, scheduler, set_, show, start, stats, stop, suspend, template,
-             top, volume, group_command(setting_options_of, given),
-             import_command(setting_options, template_option, given),
-             import_vz_command(setting_options, template_option, given)):
+for verb in (clone, create, destroy, doctor, edit, enter, events, exec_, export, group, host, import_, import_vz,
+             limits, list_, network, profile, pull, push, rename, restart, resume, run, scheduler, set_, show, start,
+             stats, stop, suspend, template, top, volume):
     cli.add_command(verb)
 template.add_command(create_template)
 
