@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from benchmark.bench import BARE
 from benchmark.environment import describe
 from benchmark.instance import TEMPLATE, Instance, is_not_enforceable
 from benchmark.limits import control, cpu, io, memory, network, serving, uplink
+from benchmark.limits.disk import slow_disk
 from benchmark.limits.result import Pace, Result
 from benchmark.limits.stage import Stage
 from benchmark.limits.world import World
@@ -45,7 +46,10 @@ def main() -> int:
         environment = describe(base)
         print(*(f"{key + ':':<18} {value}" for key, value in environment.items()), sep="\n", flush=True)
         trees = {TEMPLATE: make_tree(base / "tree"), BARE: make_tree(base / "bare", init=False)}
-        with World() as world, closing(Instance(base / "v", trees, world.config)) as vemgr:
+        with ExitStack() as undo:
+            world = undo.enter_context(World())
+            place = undo.enter_context(slow_disk(base / "disk")) if arguments.slow_disk else base
+            vemgr = undo.enter_context(closing(Instance(place / "v", trees, world.config)))
             stage = Stage(vemgr, world, arguments.repeat, arguments.seconds, arguments.ves)
             results = list(_measure(stage, arguments.only or list(PARTS)))
     if arguments.json:
@@ -64,6 +68,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ves", type=int, default=500, help="VEs beside which the daemon is watched (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     parser.add_argument("--dir", default="/var/tmp", help="where VEs are kept (default %(default)s)")  # noqa: S108
+    parser.add_argument("--slow-disk", action="store_true",
+                        help="keep VEs on a disk in memory of 20 MB/s with BFQ (null_blk), where weights can be seen")
     return parser.parse_args()
 
 
