@@ -81,8 +81,7 @@ def adopt(manager: Manager, parts: Parts, name: str, child: Child) -> None:
     if not instance.definition.started:
         # The daemon that started it died before it could note that; the next start would write /etc/hosts again.
         instance.definition = replace(instance.definition, started=True)
-        with contextlib.suppress(VemgrError):
-            parts.store.save(instance.definition)
+        parts.store.mark_started(name)
     log.info("VE %s is %s, process %d", name, instance.state, child.pid)
 
 
