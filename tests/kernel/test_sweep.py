@@ -2,6 +2,7 @@
 """Killed at any system call: a sample of what `python -m tests.sweep` does in full (docs/HACKING.md)."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.chance import seed
+from tests.sweep.features import FEATURES
 from tests.sweep.tracer import trace
+from tests.sweep.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 SEED = str(seed("sweep"))  # of the sample
@@ -25,10 +28,22 @@ def run(*command, timeout):
 @pytest.mark.parametrize("target", ["daemon", "keeper", "child"])
 def test_one_point_of_each_verb(can_run_ves, target):
     """All is as before or done, nothing is left, nobody else is touched, and the verb works."""
-    done = run("-m", "tests.sweep", "--target", target, "--sample", "1", "--seed", SEED, "--logs", timeout=580)
+    assert sample(VERBS, "--target", target) >= 8
+
+
+@pytest.mark.timeout(600)
+def test_some_points_of_some_features(can_run_ves):
+    """Two of them by chance: all take minutes."""
+    assert sample(random.Random(SEED).sample(sorted(FEATURES), 2)) >= 1
+
+
+def sample(verbs, *options):
+    """One call of each; how many came to be killed."""
+    done = run("-m", "tests.sweep", *(word for verb in verbs for word in ("--verb", verb)), *options, "--sample", "1",
+               "--seed", SEED, "--logs", timeout=580)
     print(done.stdout)
     assert done.returncode == 0, f"seed {SEED}\n{done.stdout}\n{done.stderr}"
-    assert int(re.search(r"^(\d+) points in", done.stdout, re.MULTILINE)[1]) >= 8
+    return int(re.search(r"^(\d+) points in", done.stdout, re.MULTILINE)[1])
 
 
 def test_a_leak_is_seen(can_run_ves):

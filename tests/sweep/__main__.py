@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tests.sweep.doing import TARGETS, WrongError
+from tests.sweep.features import FEATURES
 from tests.sweep.stage import Stage
 from tests.sweep.sweep import Report, Sweep, points
-from tests.sweep.verbs import VERBS
+from tests.sweep.verbs import VERBS as EARLIER
 from vemgr.core.errors import VemgrError
 
+VERBS = {**EARLIER, **FEATURES}
 _UNTOUCHED = 2  # so many in a row mean that the verb has no such call: threads do not make the same calls each time
 _MOST_WRONG = 50  # of one verb and target
 

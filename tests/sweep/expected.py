@@ -70,13 +70,15 @@ class Expected:
         elif self._doing.target == "keeper":
             self._kill_at_rest()
             after = self._still()
-            left = [*after["cgroups"][2:], *(link for link in after["links"] if link.startswith("link of")),
+            left = [*after["disks"], *after["cgroups"][2:],
+                    *(link for link in after["links"] if link.startswith("link of")),
                     *(file for file in after["files"] if file.startswith("run/network/")),
                     *re.findall(rf"\b{PUBLISHED}\b", after["rules"]),
                     *re.findall(rf'"{port_prefix(self._stage.instance)}[^*"]+"', after["rules"])]
             if left or any(ve != ("stopped", "", False) for ve in after["ves"].values()):
                 raise WrongError(f"the keeper was killed at rest, and left are {left} and {after['ves']}")
-            self._check_same_but(("daemon", "keeper", "ves", "processes", "cgroups", "links", "files", "rules"),
+            self._check_same_but(("daemon", "keeper", "ves", "processes", "cgroups", "links", "files", "rules",
+                                  "disks"),
                                  after, [(f"{name}, before a kill at rest", at_rest)])
         self.after_kill.append((name, after))
 

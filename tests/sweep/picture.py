@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import socket
@@ -35,11 +36,25 @@ def take(stage: Stage) -> Picture:
         "cgroups": sorted(os.path.relpath(top, stage.cgroups) for top, _, _ in os.walk(stage.cgroups)),
         "links": sorted(_link_name(stage, name, ves) for _, name in socket.if_nameindex()),
         "rules": re.sub(r"packets \d+ bytes \d+", "", Firewall(stage.table)._run("list ruleset")),
-        "mounts": mounts, "files": _files(stage),
+        "mounts": mounts, "files": _files(stage), "disks": _disks(stage),
+        "groups": sorted((group["name"], group["parent"], str(group["settings"]), str(group["ves"]))
+                         for group in stage.call("ListGroups")["groups"]),
+        "volumes": [(volume["name"], volume["users"]) for volume in stage.call("ListVolumes")["volumes"]],
         "forwarding": (forwarding(), read_setting("net/ipv6/conf/all/forwarding")),
         "connected": stage.call("GetHost")["keeperPid"] == stage.keeper,
         "daemon": _descriptors(stage.daemon), "keeper": _keeper_descriptors(stage),
     }
+
+
+def _disks(stage: Stage) -> list[tuple[str, int]]:
+    """Files of this instance that loop devices are made of, and how large the devices are, in sectors."""
+    found = []
+    for path in glob.glob("/sys/block/loop*/loop/backing_file"):
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+            if (backing := file.read().strip()).startswith(stage.base):
+                with open(f"{path.rpartition('/loop/')[0]}/size", encoding="ascii") as size:
+                    found.append((os.path.relpath(backing, stage.base), int(size.read())))
+    return sorted(found)
 
 
 def _definitions(stage: Stage) -> dict[str, Any]:

@@ -265,6 +265,8 @@ def test_groups_on_disk(tmp_path, caplog):
     (tmp_path / "group/self.toml").write_text('format = 1\nparent = "self"\n')
     (tmp_path / "group/future.toml").write_text("format = 2\n")
     assert store.load() == found
+    (tmp_path / "group/acme.toml.new").write_text("form")  # by a daemon that was killed
+    assert store.load() == found and not (tmp_path / "group/acme.toml.new").exists()
     assert all(f"{name}.toml" in caplog.text for name in ("broken", "orphan", "self", "future"))
     store.remove("a-team")
     store.remove("a-team")

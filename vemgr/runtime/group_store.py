@@ -13,7 +13,7 @@ import tomlkit
 from vemgr.core.config import show_settings
 from vemgr.core.errors import VemgrError
 from vemgr.core.groups import MOST_LEVELS, Group, check_group_name, parse_group_settings
-from vemgr.kernel.durable import make_directories, replace_file, sync_directory
+from vemgr.kernel.durable import make_directories, remove_unfinished, replace_file, sync_directory
 from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,10 @@ class GroupStore:
         self.directory = directory
 
     def load(self) -> list[Group]:
-        """All that can be read, each after the one that it is in. VEs that name another do not start."""
+        """All that can be read, each after the one that it is in. VEs that name another do not start. Deletes what a
+        `save` that was killed has left: only while nobody saves."""
+        with contextlib.suppress(OSError):
+            remove_unfinished(self.directory)
         try:
             names = sorted(name.removesuffix(_SUFFIX) for name in os.listdir(self.directory)
                            if name.endswith(_SUFFIX) and not name.startswith("."))
