@@ -378,7 +378,7 @@ def snapshot(top: Path) -> list[tuple[object, ...]]:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(members=st.lists(st.tuples(NAMES, KINDS, NAMES), max_size=8))
 def test_nothing_outside_is_ever_touched(arena: Path, members: list[tuple[str, bytes, str]]) -> None:
     with tempfile.TemporaryDirectory(dir=arena) as place:

@@ -11,7 +11,7 @@ from benchmark.figure import Bar, Definition, Figure, compare
 from benchmark.limits.result import Pace, Result
 from benchmark.measure import Estimate, Failed, Samples, interleave, percentile, ratio
 from benchmark.process import timed
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 SPEED = Definition("speed", "speed", Bar(0.6, 0.25))
@@ -50,7 +50,6 @@ def test_a_failed_run_is_infinitely_long():
     assert (found.p50, found.percentile(0.99)) == (2.0, math.inf)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.one_of(st.floats(0, 1e6), st.just(math.inf)), min_size=1), st.floats(0.01, 1))
 def test_a_percentile_is_a_measured_value(values, share):
     found = percentile(values, share)
@@ -58,7 +57,6 @@ def test_a_percentile_is_a_measured_value(values, share):
     assert sum(value <= found for value in values) >= share * len(values) - 1e-9
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0.1, 10), min_size=5, max_size=30), st.lists(st.floats(0.1, 10), min_size=5, max_size=30))
 def test_an_interval_lies_within_what_is_possible(ours, theirs):
     found = ratio(ours, theirs)

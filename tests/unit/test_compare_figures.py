@@ -69,7 +69,7 @@ def test_the_interval_holds_the_true_median_about_as_often_as_it_says():
     assert held / 150 > 0.88  # percentile intervals of few samples are a little too short
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.5, 2), min_size=2, max_size=12), st.floats(0.1, 10))
 def test_an_interval_holds_its_median_and_scales_with_it(values, factor):
     found, scaled = estimate(values), estimate([value * factor for value in values])

@@ -77,7 +77,7 @@ def test_create_and_load(store):
         store.load("web2")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40).filter(str.isprintable),
        st.booleans())
 def test_any_description_round_trips(tmp_path, text, flag):
