@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from tests.faults import programs
+from tests.faults.features import FEATURES
 from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS, Scenario
@@ -52,7 +53,7 @@ def main() -> int:
                         "need it")
     options = parser.parse_args()
     points = wrong = 0
-    for scenario in SCENARIOS:
+    for scenario in (*SCENARIOS, *FEATURES):
         if options.only and not any(word == scenario.name for word in options.only):
             continue
         for role in (*scenario.roles, *(["program"] if scenario.programs and not options.shortage else [])):

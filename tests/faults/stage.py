@@ -189,8 +189,14 @@ class Stage(Instance):
 
     def picture(self, *, rules: bool = False) -> dict[str, Any]:
         ves = self.ves()
-        return {**self.host(), "ves": ves, "definitions": self.definitions(),
+        return {**self.host(), "ves": ves, "definitions": self.definitions(), "loops": self.loops(),
+                "groups": self.call("ListGroups")["groups"], "volumes": self.call("ListVolumes")["volumes"],
                 "network": (self.ruleset(), self.sysctl("net/ipv4/ip_forward")) if rules else ""}
+
+    def loops(self) -> list[str]:
+        """Loop devices of files of ours."""
+        files = [path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+        return sorted(file for file in files if str(self.base) in file)
 
     def definitions(self) -> dict[str, str]:
         found = {}

@@ -8,6 +8,7 @@ import pytest
 
 from tests.chance import seed
 from tests.faults import programs
+from tests.faults.features import FEATURES
 from tests.faults.inject import SHORTAGES, Outcome, count_calls, inject
 from tests.faults.stage import made_stage
 from tests.faults.verbs import SCENARIOS
@@ -35,6 +36,12 @@ def its_stage(request, scenario):
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_call_fails(can_run_ves, its_stage, scenario):
     sample(its_stage, scenario, POINTS)
+
+
+@pytest.mark.parametrize("scenario", random.Random(SEED).sample(FEATURES, 3), ids=lambda scenario: scenario.name)
+def test_a_call_of_a_feature_fails(can_run_ves, stage, scenario):
+    """Others each time, but under CI."""
+    sample(stage, scenario, 3)
 
 
 @pytest.mark.parametrize("shortage", [shortage for shortage in SHORTAGES if shortage])

@@ -63,6 +63,17 @@ def _put_back(path: str, previous: int) -> None:
             os.rename(unfinished(path), path)
 
 
+def remove_file(path: str) -> None:
+    """Delete a small file, durably. Raises `OSError`; then it is there as it was."""
+    with _opened_directory(os.path.dirname(path)) as directory, _previous(path) as previous:
+        os.unlink(path)
+        try:
+            os.fsync(directory)
+        except OSError:
+            _put_back(path, previous)
+            raise
+
+
 def rename_durably(source: str, target: str) -> None:
     """Rename within a directory, and sync it. Raises `OSError`; then nothing is renamed."""
     with _opened_directory(os.path.dirname(target)) as directory:

@@ -9,9 +9,8 @@ import fcntl
 import os
 import shutil
 import struct
-import subprocess
 
-from vemgr.kernel import mounts
+from vemgr.kernel import mounts, programs
 from vemgr.kernel.libc import SYS_fsconfig, SYS_fsmount, SYS_fsopen
 
 BLOCK = 4096
@@ -72,11 +71,9 @@ def grow_mounted(device: str, size: int) -> None:
 
 
 def _run(command: list[str], good: tuple[int, ...] = (0,)) -> None:
-    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                         timeout=_PATIENCE, check=False, env={"PATH": _PATH})
-    if run.returncode not in good:
-        said = (run.stderr.strip() or run.stdout.strip())[-300:].replace("\n", " ")
-        raise OSError(errno.EIO, f"{command[0]}: {said or run.returncode}", command[-1])
+    code, said = programs.run(command, _PATIENCE, {"PATH": _PATH})
+    if code not in good:
+        raise OSError(errno.EIO, f"{command[0]}: {said or code}", command[-1])
 
 
 def mount(device: str) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 
 from vemgr.core import errors
 from vemgr.core.errors import SystemFailure, VemgrError
+from vemgr.kernel.programs import ended
 from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
@@ -99,12 +100,12 @@ class FileJobs:
                 env={key: value for key, value in os.environ.items() if key in _KEPT})
             stack.enter_context(process)
             try:
-                await _ended(process.pid)
+                await ended(process.pid)
             except BaseException:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LAST_WISH):
-                        await _ended(process.pid)
+                        await ended(process.pid)
                 process.kill()
                 process.wait()
                 raise
@@ -118,17 +119,6 @@ def _locked(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-async def _ended(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        loop.add_reader(pidfd, ended.set)
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
 
 
 def _outcome(job: dict[str, Any], code: int, said: bytes) -> dict[str, Any]:

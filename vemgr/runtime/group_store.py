@@ -13,7 +13,7 @@ import tomlkit
 from vemgr.core.config import show_settings
 from vemgr.core.errors import VemgrError
 from vemgr.core.groups import MOST_LEVELS, Group, check_group_name, parse_group_settings
-from vemgr.kernel.durable import make_directories, remove_unfinished, replace_file, sync_directory
+from vemgr.kernel.durable import make_directories, remove_file, remove_unfinished, replace_file
 from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ class GroupStore:
 
     def remove(self, name: str) -> None:
         with storage_errors(f"remove group {name}"), contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(name))
-            sync_directory(self.directory)
+            remove_file(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.directory}/{name}{_SUFFIX}"

@@ -14,10 +14,13 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import time
 from enum import StrEnum
 
 from vemgr.core.config import Definition
 from vemgr.core.errors import HookFailed
+from vemgr.kernel.programs import ended, printed, streams
 from vemgr.runtime.store import Store
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.sh)?")  # run-parts(8), and what scripts are called: not what an editor leaves
 _LAST_WORDS = 500  # bytes of a hook's output that its failure is told with
 _REAP = 5.0  # seconds for a killed hook to go; one in an uninterruptible wait may take for ever
+_NAP = 0.02  # seconds
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -66,45 +70,41 @@ class Hooks:
 
     async def _run(self, path: str, environment: dict[str, str]) -> None:
         what = f"hook {path} of VE {environment['VEMGR_VE']}"
-        # A file takes what is printed: at a pipe, a daemon that the hook has started would keep us waiting.
-        output = os.memfd_create("vemgr-hook", os.MFD_CLOEXEC)
         try:
             status = os.stat(path)
             if status.st_uid != 0 or status.st_mode & _WRITABLE:
                 raise HookFailed(f"{what} is not run: others than root may write it", path=path,
                                  remedy=f"chown root {path}; chmod go-w {path}")
-            process = await asyncio.create_subprocess_exec(
-                path, env=environment, cwd="/", stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True)
-            try:
-                code = await asyncio.wait_for(process.wait(), self._seconds)
-            except TimeoutError:
-                raise HookFailed(f"{what} has not ended within {self._seconds} s, and was killed",
-                                 remedy="raise hook-timeout in vemgr.toml, or have it do its work in the background",
-                                 path=path) from None
-            finally:
-                if process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(process.wait(), _REAP)
-            if code:
-                ended = f"ended with {code}" if code > 0 else f"was killed by signal {-code}"
-                raise HookFailed(f"{what} {ended}{_said(output)}", path=path, code=code)
+            with streams() as (null, output):
+                code = await self._ended(what, path, subprocess.Popen(  # noqa: ASYNC220  (returns with the exec)
+                    [path], env=environment, cwd="/", stdin=null, stdout=output, stderr=output,
+                    start_new_session=True))
+                said = printed(output, _LAST_WORDS)
         except OSError as error:
             raise HookFailed(f"{what} cannot be run: {error.strerror}", path=path, errno=error.errno) from error
+        if code:
+            how = f"ended with {code}" if code > 0 else f"was killed by signal {-code}"
+            raise HookFailed(f"{what} {how}" + (f": {said}" if said else ""), path=path, code=code)
+
+    async def _ended(self, what: str, path: str, process: subprocess.Popen[bytes]) -> int:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await ended(process.pid)
+            return process.wait()
+        except TimeoutError:
+            raise HookFailed(f"{what} has not ended within {self._seconds} s, and was killed",
+                             remedy="raise hook-timeout in vemgr.toml, or have it do its work in the background",
+                             path=path) from None
         finally:
-            os.close(output)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                deadline = time.monotonic() + _REAP
+                while process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  (needs no descriptor)
+                    await asyncio.sleep(_NAP)
 
 
 def _environment(stage: Stage, definition: Definition, facts: dict[str, str]) -> dict[str, str]:
     return {"PATH": _PATH, "VEMGR_HOOK": str(stage), "VEMGR_VE": definition.name,
             "VEMGR_TEMPLATE": definition.template, "VEMGR_ADDRESS": definition.address,
             "VEMGR_ID_BASE": str(definition.id_base), **{f"VEMGR_{key.upper()}": text for key, text in facts.items()}}
-
-
-def _said(output: int) -> str:
-    """The end of what it has printed, on one line."""
-    size = os.fstat(output).st_size
-    words = os.pread(output, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").split()
-    return f": {' '.join(words)}" if words else ""

@@ -13,14 +13,13 @@ import errno
 import fcntl
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 
 from vemgr.core.config import Settings
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.core.resources import format_size
-from vemgr.kernel import capabilities, ext4, loop
+from vemgr.kernel import capabilities, ext4, loop, programs
 from vemgr.kernel.durable import rename_durably
 from vemgr.kernel.syncfs import syncfs
 from vemgr.runtime.store import DISK_IMAGE, DISK_PARTIAL, storage_errors
@@ -221,11 +220,10 @@ def _give_reserve(root: int) -> None:
 
 def _copy(source: str, target: str) -> None:
     """With its holes; at once where the file system can share blocks."""
-    run = subprocess.run([shutil.which("cp") or "/bin/cp", "--sparse=always", "--reflink=auto", "--", source, target],
-                         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COPY_PATIENCE, check=False)
-    if run.returncode:
-        code = errno.ENOSPC if "No space left" in run.stderr else errno.EIO
-        raise OSError(code, run.stderr.strip()[-300:], target)
+    command = [shutil.which("cp") or "/bin/cp", "--sparse=always", "--reflink=auto", "--", source, target]
+    code, said = programs.run(command, _COPY_PATIENCE)
+    if code:
+        raise OSError(errno.ENOSPC if "No space left" in said else errno.EIO, said, target)
 
 
 @contextlib.contextmanager
