@@ -2,6 +2,7 @@
 """The power goes at any moment: what was promised is there, and what was not is there as a whole or not at all."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -11,9 +12,11 @@ import pytest
 
 from tests.unit.power_cut import Data, Names, Recorder, crashes, files_of, lay_out
 from vemgr.core.config import Definition, parse_settings
-from vemgr.core.errors import TemplateNotFound
+from vemgr.core.errors import SystemFailure, TemplateNotFound
+from vemgr.core.groups import Group, parse_group_settings
 from vemgr.core.links import Link
 from vemgr.kernel import durable
+from vemgr.runtime.group_store import GroupStore
 from vemgr.runtime.store import Store
 from vemgr.templates.store import Templates
 
@@ -126,6 +129,46 @@ def templates(after):
     if (after / "templates").exists():
         assert sorted(os.listdir(after / "templates")) == sorted(found), "a template that cannot be used"
     return found
+
+
+SMALL, LARGE = (Group("acme", "", parse_group_settings({"cpus": cpus})) for cpus in ("1", "2"))
+
+
+@pytest.mark.parametrize("action, before, ends", [
+    (lambda store: store.save(SMALL), [], [[], [SMALL]]),
+    (lambda store: store.save(LARGE), [SMALL], [[SMALL], [LARGE]]),
+    (lambda store: store.remove("acme"), [SMALL], [[SMALL], []]),
+], ids=["create", "save", "remove"])
+def test_a_group(disk, record, action, before, ends):
+    def store(root):
+        return GroupStore(str(root / "group"))
+
+    for group in before:
+        store(disk).save(group)
+    seen = []
+    for returned, after in record(lambda: action(store(disk))):
+        seen.append(store(after).load())
+        assert seen[-1] in ends and (not returned or seen[-1] == ends[-1])
+        assert not [name for name in files_below(after) if name.endswith(".new")]
+    assert all(end in seen for end in ends)
+
+
+def files_below(directory):
+    return [name for _, _, names in os.walk(directory) for name in names]
+
+
+def test_a_group_whose_removal_fails_is_there(tmp_path, monkeypatch):
+    store = GroupStore(str(tmp_path))
+    store.save(SMALL)
+
+    def broken(_fd):
+        monkeypatch.undo()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(SystemFailure, match="cannot remove group acme"):
+        store.remove("acme")
+    assert store.load() == [SMALL]
 
 
 def test_an_import(disk, record):
