@@ -253,6 +253,10 @@ def test_files_that_cannot_be_changed(vemgr, fresh):
     vemgr("stop", "--kill", name)
     upper = vemgr.state / "ve" / name / "data/0/upper"
     with immutable(upper):
+        vemgr("start", name)  # it is as it should be
+        vemgr("stop", "--kill", name)
+    upper.chmod(0o700)
+    with immutable(upper):
         assert f"prepare the data of VE {name}: Operation not permitted" in vemgr("start", name, code=3).stderr
     resolver = upper / "etc/resolv.conf"
     file, before = resolver.stat().st_ino, resolver.read_text()
