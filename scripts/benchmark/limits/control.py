@@ -27,7 +27,8 @@ def cost(stage: Stage) -> Iterator[Result]:
         for ve in names[:_BUSY]:
             undo.enter_context(load.loaded(stage.group(ve), *[load.burn] * (os.cpu_count() or 1)))
         time.sleep(_CALMING)
-        yield _cost(stage, daemon, f"of which {_BUSY} want more CPU than there is")
+        busy = _cost(stage, daemon, f"of which {_BUSY} want more CPU than there is")
+    yield busy
 
 
 def _cost(stage: Stage, daemon: int, when: str) -> Result:

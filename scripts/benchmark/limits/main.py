@@ -78,10 +78,9 @@ def _measure(stage: Stage, names: list[str]) -> Iterator[Result]:
     pace.look()
     for name in names:
         before = pace.look()
-        found = list(_measured(stage, name))
-        calm = min(before, pace.look())
-        for result in found:
-            result.pace = calm
+        for result in _measured(stage, name):
+            after = pace.look()
+            result.pace, before = min(before, after), after
             print(result, flush=True)
             yield result
 

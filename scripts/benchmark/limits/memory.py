@@ -26,7 +26,7 @@ def guarantee(stage: Stage) -> Iterator[Result]:
     counter = mmap.mmap(-1, mmap.PAGESIZE)
     with ExitStack() as undo:
         undo.enter_context(load.loaded(stage.group(good), _touch(_WORKING_SET, counter)))
-        load.wait_until(lambda: _rounds(counter) > 1, 60)
+        load.wait_until(lambda: _touched(counter) > _WORKING_SET * MIB, 60)
         before = _shortages()
         for ve in bad:
             undo.enter_context(load.loaded(stage.group(ve), _take_without_end))
@@ -58,23 +58,24 @@ def _touch(mib: int, counter: mmap.mmap) -> Callable[[], None]:
             file.write("0")
         # A shared map, which Python makes unless told otherwise, would be counted as shared memory, not as "anon".
         data = mmap.mmap(-1, mib * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        rounds, page = 0, b"\1" * (64 << 10)
+        touched, page = 0, b"\1" * (64 << 10)
         while True:
             for at in range(0, mib * MIB, len(page)):
                 data[at:at + len(page)] = page
-            rounds += 1
-            counter[:8] = rounds.to_bytes(8, "little")
+                touched += len(page)
+                counter[:8] = touched.to_bytes(8, "little")
     return work
 
 
-def _rounds(counter: mmap.mmap) -> int:
+def _touched(counter: mmap.mmap) -> int:
+    """Bytes."""
     return int.from_bytes(counter[:8], "little")
 
 
 def _rate(counter: mmap.mmap, seconds: float) -> float:
-    before, began = _rounds(counter), time.monotonic()
+    before, began = _touched(counter), time.monotonic()
     time.sleep(seconds)
-    return (_rounds(counter) - before) / (time.monotonic() - began)
+    return (_touched(counter) - before) / (time.monotonic() - began)
 
 
 def _take_without_end() -> None:
@@ -111,8 +112,8 @@ def _shrink_one(stage: Stage) -> tuple[float, int, int]:
             stage.set(ve, memory=f"{_SHRUNK}M")
             took = time.monotonic() - began
             over = stage.number(ve, "memory.current") - _SHRUNK * MIB
-            rounds = _rounds(counter)
-            load.wait_until(lambda: _rounds(counter) > rounds + 1, 30)
+            touched = _touched(counter)
+            load.wait_until(lambda: _touched(counter) > touched + 2 * _HELD * MIB, 30)
             return took, max(0, over), stage.table(ve, "memory.events")["oom_kill"]
     finally:
         os.unlink(path)
