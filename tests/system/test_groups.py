@@ -87,7 +87,7 @@ def test_a_cpu_guarantee_of_a_group_is_kept_beside_a_flood(groups, make_ve, burn
     shares = cpu_shares([*good, *bad], 10)
     got = sum(shares[:2])
     figure(f"group guaranteed 1 of 2 CPUs, beside one of weight 10000: {got:.3f} = {shares[0]:.3f} + {shares[1]:.3f}")
-    assert got >= 0.97 * sum(shares) / 2  # the host's own work is not the other VEs'
+    assert got >= 0.97
     assert shares[0] == pytest.approx(shares[1], rel=0.1)
     refused = vemgr("set", "good0", "--cpu-guarantee", "1.5", status=36).stderr
     assert "group gold is guaranteed 1 CPU" in refused and "1 CPU would fit" in refused
