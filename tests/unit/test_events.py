@@ -277,7 +277,7 @@ def test_pressure_is_told_once_until_it_has_gone(base):
     async def story():
         found = Journal()
         watched = Strain(found, lambda: {ve: f"{base}/{ve}" for ve in ("a", "b", "ended")})
-        watched._left = 1
+        watched._left = {"memory": 1, "cpu": 1}
         put_pressure(base, "a", "memory", 12.0)
         put_pressure(base, "b", "cpu", 39.0)  # who shares CPUs waits
         looking = asyncio.get_running_loop().create_task(watched._look_until_calm())
@@ -287,7 +287,7 @@ def test_pressure_is_told_once_until_it_has_gone(base):
             await asyncio.sleep(0.05)
         put_pressure(base, "a", "memory", 3.0)
         await asyncio.wait_for(looking, 10)  # calm: nobody looks any more
-        watched._left = 1
+        watched._left = {"memory": 1}
         put_pressure(base, "a", "memory", 30.0)
         looking = asyncio.get_running_loop().create_task(watched._look_until_calm())
         await until(lambda: found._ring.last == 2)

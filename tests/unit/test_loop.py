@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vemgr.core.host import HostConfig
 from vemgr.core.lifecycle import State
 from vemgr.core.scheduling import parse_scheduler
 from vemgr.kernel import topology
+from vemgr.kernel.inotify import Inotify
 from vemgr.runtime.instances import Instance
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.limits import Disks, Limits
@@ -238,11 +240,78 @@ def test_a_ve_that_has_gone_is_not_acted_on(host):
     assert host.events() == []
 
 
-def test_each_ve_has_its_turn(host):
+def test_each_ve_is_looked_at_once_and_then_when_it_is_written_to(host):
+    many = [host.start(f"ve{number}", files={"cpu.weight": "100"}) for number in range(300)]
+    looked = []
+    host.loop._inspection._differing = lambda name, _wanted: looked.append(name) or {}
+    host.tick(6)
+    assert {*looked} == {instance.name for instance in many}
+    looked.clear()
+    host.write("ve77", "cpu.weight", "7")
+    host.tick()
+    assert "ve77" in looked and len(looked) <= 5
+    looked.clear()
+    host.tick(75)
+    assert {*looked} == {instance.name for instance in many} and len(looked) <= 320  # in turn, for what is not written
+
+
+def test_all_are_looked_at_when_a_disk_gets_another_scheduler(host, monkeypatch):
+    host.tree.controllers |= {"io"}
+    monkeypatch.setattr(Disks, "behind", lambda _data: Disks(("8:0",), ""))
+    line = "8:0 rbps=max wbps=max riops=max wiops=max"
+    for number in range(100):
+        host.start(f"ve{number}", {**FILES, "io.max": line, "io.bfq.weight": "default 100"}, io_weight="500")
+    host.tick(3)
+    assert host.events() == []
+    monkeypatch.setattr(Disks, "behind", lambda _data: Disks(("8:0",), "io.bfq.weight"))
+    host.tick(2)
+    assert {host.read(f"ve{number}", "io.bfq.weight") for number in range(100)} == {"500"}
+
+
+def test_what_is_written_while_a_verb_is_at_work_is_looked_at_after_it(host):
+    async def story():
+        many = [host.start(f"ve{number}") for number in range(100)]
+        for _ in range(3):
+            await host.loop.tick()
+        async with many[50].lock:
+            host.write("ve50", "cpu.weight", "7")
+            await host.loop.tick()
+        assert host.read("ve50", "cpu.weight") == "7"
+        await host.loop.tick()
+        assert host.read("ve50", "cpu.weight") == "100"
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_without_watches_each_ve_has_its_turn(host, monkeypatch, caplog):
+    """As where inotify's watches have been used up."""
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Inotify, "add", full)
     for number in range(500):
         host.start(f"ve{number}", files={"cpu.weight": "7"})
     host.tick(6)
     assert {event[1] for event in host.events()} == {f"ve{number}" for number in range(500)}
+    assert caplog.text.count("are noticed late") == 1
+
+
+def test_a_ve_that_began_again_is_watched_anew(host):
+    instances = [host.start(f"ve{number}") for number in range(50)]
+    host.tick(2)
+    shutil.rmtree(host.base / "ve30")
+    instances[30].pid = 1030
+    (host.base / "ve30").mkdir()
+    for file, text in FILES.items():
+        host.write("ve30", file, text)
+    host.tick()
+    host.write("ve30", "pids.max", "5")
+    host.tick()
+    assert host.read("ve30", "pids.max") == "max"
+    instances.clear()
+    host.instances.clear()
+    host.tick()
+    assert not host.loop._inspection._writes._watches and not host.loop._inspection._writes._ves
 
 
 def test_idle_memory_is_reclaimed_while_the_host_is_short(host, monkeypatch):

@@ -28,27 +28,41 @@ class CgroupFigures:
         self._base = base
         self._files = [file for controller, files in _FILES.items() if controller in ("", *controllers)
                        for file in files]
+        self._certain = False  # whether these are the ones that this kernel has
 
     def read(self, places: Mapping[str, str]) -> dict[str, dict[str, int]]:
         """`places`: paths below `base`, by name. By name: figures by file, or by file and key: "memory.current",
         "cpu.stat.usage_usec". One that cannot be read is left out, and so is a cgroup that has gone. Raises `OSError`
         when `base` is gone."""
+        return self._read(places, self._files)
+
+    def without_peak(self, places: Mapping[str, str]) -> dict[str, dict[str, int]]:
+        """Only what this kernel keeps no maximum of; the first time, to find that out, all. Raises `OSError` as
+        `read` does."""
+        return self._read(places, self._files if not self._certain else [
+            file for file in self._files
+            if file.endswith(".current") and file.replace(".current", ".peak") not in self._files])
+
+    def _read(self, places: Mapping[str, str], files: list[str]) -> dict[str, dict[str, int]]:
         base = os.open(self._base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         layered: dict[str, bool] = {}
         try:
-            return {name: found for name, place in places.items() if (found := self._read_one(base, place, layered))}
+            read = {name: found for name, place in places.items()
+                    if (found := self._read_one(base, place, files, layered))}
         finally:
             os.close(base)
+        self._certain = self._certain or bool(read)
+        return read
 
-    def _read_one(self, base: int, name: str, layered: dict[str, bool]) -> dict[str, int]:
+    def _read_one(self, base: int, name: str, files: list[str], layered: dict[str, bool]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for file in tuple(self._files):
+        for file in tuple(files):
             try:
                 fd = os.open(f"{name}/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=base)
             except FileNotFoundError:
                 if not found or not _is_there(base, name):
                     return {}  # the VE has ended
-                self._files.remove(file)  # this kernel is older
+                files.remove(file)  # this kernel is older
                 continue
             try:
                 text = os.read(fd, _LONGEST if file == "io.stat" else _PAGE).decode("ascii")

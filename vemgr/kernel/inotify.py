@@ -11,6 +11,7 @@ from vemgr.kernel.libc import check, libc
 
 _IN_MODIFY, _IN_NONBLOCK, _IN_CLOEXEC = 0x2, os.O_NONBLOCK, os.O_CLOEXEC
 _HEADER = struct.Struct("=iIII")
+_READS = 16  # of what is left at most: more than the kernel keeps, unless somebody goes on writing
 libc.inotify_init1.argtypes = (ctypes.c_int,)
 libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 libc.inotify_rm_watch.argtypes = (ctypes.c_int, ctypes.c_int)
@@ -29,7 +30,7 @@ class Inotify:
         os.close(self._fd)
 
     def add(self, path: str) -> int:
-        """The number by which `changed` tells this file."""
+        """The number by which `changed` tells this file, or a file in this directory."""
         return check(libc.inotify_add_watch(self._fd, os.fsencode(path), _IN_MODIFY), "inotify_add_watch", path)
 
     def remove(self, number: int) -> None:
@@ -39,13 +40,14 @@ class Inotify:
         """The files that have changed since the last call; -1 with them if the kernel has lost count. Does not
         wait."""
         found: set[int] = set()
-        try:
-            data = os.read(self._fd, 1 << 16)
-        except BlockingIOError:
-            return found
-        at = 0
-        while at < len(data):
-            number, _, _, length = _HEADER.unpack_from(data, at)
-            found.add(number)
-            at += _HEADER.size + length
+        for _ in range(_READS):
+            try:
+                data = os.read(self._fd, 1 << 16)
+            except BlockingIOError:
+                break
+            at = 0
+            while at < len(data):
+                number, _, _, length = _HEADER.unpack_from(data, at)
+                found.add(number)
+                at += _HEADER.size + length
         return found

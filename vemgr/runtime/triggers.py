@@ -11,9 +11,9 @@ from vemgr.kernel.pressure import Trigger
 
 
 class Triggers:
-    """`on_pressure` is called whenever one of them has fired."""
+    """`on_pressure` is called with the resource whenever one of them has fired."""
 
-    def __init__(self, on_pressure: Callable[[], None]) -> None:
+    def __init__(self, on_pressure: Callable[[str], None]) -> None:
         self._on_pressure = on_pressure
         self._triggers: list[Trigger] = []
 
@@ -25,7 +25,7 @@ class Triggers:
             with contextlib.suppress(OSError):
                 trigger = Trigger(f"{base}/{resource}.pressure")
                 self._triggers.append(trigger)
-                asyncio.get_running_loop().add_reader(trigger.fileno(), self._fired, trigger)
+                asyncio.get_running_loop().add_reader(trigger.fileno(), self._fired, resource, trigger)
 
     def close(self) -> None:
         while self._triggers:
@@ -36,7 +36,7 @@ class Triggers:
         self._triggers.remove(trigger)
         trigger.close()
 
-    def _fired(self, trigger: Trigger) -> None:
+    def _fired(self, resource: str, trigger: Trigger) -> None:
         if not trigger.take():
             self._drop(trigger)
-        self._on_pressure()
+        self._on_pressure(resource)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vemgr.core.beancounters import beancounters, full_of, needs_watching
@@ -36,7 +36,6 @@ class Statistics:
         self._full: set[str] = set()  # VEs whose disk is
         self._tree: CgroupTree | None = None
         self._figures: CgroupFigures | None = None
-        self._watched = True  # whether the last look has found anything to be watched
 
     async def collect(self, names: Iterable[str] = ()) -> list[dict[str, Any]]:
         """Of the VEs named, or of all, by name; one that does not run has no counters. Raises `NoSuchVE`."""
@@ -50,9 +49,21 @@ class Statistics:
             await asyncio.sleep(_EVERY)
             running = [instance for instance in self._instances if instance.running]
             self._peaks.keep_only({instance.name: instance.pid for instance in running})
-            sized = [instance for instance in running if instance.definition.settings.disk is not None]
-            self._tell_full(await self._read(running if self._watched else sized))
+            await self._look(running)
             self._peaks.save()
+
+    async def _look(self, running: list[Instance]) -> None:
+        """At no more than what the kernel keeps no maximum of: there may be many VEs, and it goes on for ever."""
+        pids = {instance.name: instance.pid for instance in running}
+        places = {name: self._parts.tree.place(name) for name in pids}
+        levels, disks = await asyncio.gather(
+            asyncio.to_thread(_tolerant, self._cgroups().without_peak, places), self._disks.read(_sized(running)))
+        for instance in running:
+            name = instance.name
+            if instance.pid == pids[name]:
+                held = needs_watching({**levels.get(name, {}), **disks.get(name, {})})
+                self._peaks.note(name, pids[name], held)
+        self._tell_full(disks)
 
     def _tell_full(self, readings: dict[str, dict[str, int]]) -> None:
         """One event when a disk has become full, of bytes or of inodes."""
@@ -69,24 +80,18 @@ class Statistics:
         if not instances:
             return {}
         pids = {instance.name: instance.pid for instance in instances}
-        sized = {instance.name: instance.pid for instance in instances
-                 if instance.definition.settings.disk is not None}
         places = {name: self._parts.tree.place(name) for name in pids}
         queued = any(instance.in_force.network_rate or instance.in_force.shares_uplink for instance in instances)
         found, disks = await asyncio.gather(asyncio.to_thread(_figures, self._cgroups(), places, queued),
-                                            self._disks.read(sized))
+                                            self._disks.read(_sized(instances)))
         readings, links, dropped = found
-        watched = False
         for instance in instances:
             name = instance.name
             if instance.pid != pids[name] or name not in readings:  # it has ended meanwhile
                 readings.pop(name, None)
                 continue
-            of_cgroup = needs_watching(readings[name])
-            watched = watched or bool(of_cgroup)
             readings[name] |= {**disks.get(name, {}), **self._link(name, links, dropped)}
             self._peaks.note(name, pids[name], needs_watching(readings[name]))
-        self._watched = watched
         return readings
 
     def _cgroups(self) -> CgroupFigures:
@@ -137,9 +142,19 @@ def _figures(cgroups: CgroupFigures, places: dict[str, str],
     with contextlib.suppress(OSError):
         links = link_counters()
         dropped = drops() if queued else {}
+    return _tolerant(cgroups.read, places), links, dropped
+
+
+def _tolerant(read: Callable[[Mapping[str, str]], dict[str, dict[str, int]]],
+              places: Mapping[str, str]) -> dict[str, dict[str, int]]:
     try:
-        return cgroups.read(places), links, dropped
+        return read(places)
     except OSError as error:
         if error.errno != errno.ENOENT:  # the keeper's part of the tree has gone with it
             log.warning("the figures of VEs cannot be read: %s: %s", error.filename, error.strerror)
-        return {}, links, dropped
+        return {}
+
+
+def _sized(instances: Iterable[Instance]) -> dict[str, int]:
+    """Those with a disk of their own, with the pids of their inits."""
+    return {instance.name: instance.pid for instance in instances if instance.definition.settings.disk is not None}

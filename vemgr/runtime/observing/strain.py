@@ -2,22 +2,22 @@
 """VEs whose processes wait for CPU, memory or disks, as events.
 
 A trigger for each VE would be descriptors and, for root, threads of the kernel for each. So there are three for all of
-them, and only when one fires is it looked who they are, and again every two seconds until nobody is under pressure.
+them, and only when one fires is it looked who waits for this, and again until nobody is under pressure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from vemgr.core.events import Kind
 from vemgr.kernel.pressure import average
 from vemgr.runtime.journal import Journal
 from vemgr.runtime.triggers import Triggers
 
-_REST = 2.0  # seconds between two looks, the kernel's own period
-_LOOKS = 6  # after the last trigger: its average is one of ten seconds
+_REST = 4.0  # seconds between two looks; the kernel has new averages every two
+_LOOKS = 3  # after the last trigger: its average is one of ten seconds
 #: Per cent of the time. CPUs are there to be shared: who waits for them is under pressure later than who waits for
 #: memory, which always means that work is done twice.
 _MOST = {"cpu": 40.0, "memory": 10.0, "io": 30.0}
@@ -32,7 +32,7 @@ class Strain:
         self._triggers = Triggers(self._on_pressure)
         self._under: set[tuple[str, str]] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._left = 0  # looks
+        self._left: dict[str, int] = {}  # looks, by what there was too little of
 
     def open(self, base: str) -> None:
         """Watch the VEs' cgroups, which are below `base`, and no others any more. A kernel without PSI has nothing to
@@ -45,15 +45,15 @@ class Strain:
             self._looking.cancel()
         self._triggers.close()
 
-    def _on_pressure(self) -> None:
-        self._left = _LOOKS
+    def _on_pressure(self, kind: str) -> None:
+        self._left[kind] = _LOOKS
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look_until_calm())
 
     async def _look_until_calm(self) -> None:
-        while self._left > 0 or self._under:
-            self._left -= 1
-            self._take(await asyncio.to_thread(_averages, self._running()))
+        while kinds := {*self._left, *(kind for _, kind in self._under)}:
+            self._left = {kind: left - 1 for kind, left in self._left.items() if left > 1}
+            self._take(await asyncio.to_thread(_averages, self._running(), kinds))
             await asyncio.sleep(_REST)
 
     def _take(self, averages: dict[tuple[str, str], float]) -> None:
@@ -65,10 +65,10 @@ class Strain:
         self._under = {each for each in self._under if averages.get(each, 0.0) >= _MOST[each[1]] / 2}
 
 
-def _averages(directories: Mapping[str, str]) -> dict[tuple[str, str], float]:
+def _averages(directories: Mapping[str, str], kinds: Iterable[str]) -> dict[tuple[str, str], float]:
     found = {}
     for name, directory in directories.items():
-        for kind in _EVENTS:
+        for kind in kinds:
             # The VE may have ended, or the kernel tells no pressure of this kind.
             with contextlib.suppress(OSError, ValueError), open(f"{directory}/{kind}.pressure",
                                                                 encoding="ascii") as file:

@@ -22,9 +22,12 @@ from vemgr.runtime.instances import Instance, Parts
 from vemgr.runtime.limits import Disks
 from vemgr.runtime.scheduling.balancer import Balancer
 from vemgr.runtime.scheduling.readings import text_of
+from vemgr.runtime.scheduling.writes import Writes
 from vemgr.scheduler.explain import agrees, io_knobs, own_group_knobs, own_knobs
 
-_LEAST, _PASS = 64, 6  # VEs at each tick: so many, or so many ticks until all have been looked at
+_MOST = 64  # VEs at each tick, whoever writes to how many of them
+_TURN = 4  # of them those that nobody is known to have written to
+_UNWATCHED = 6  # ticks until all have been looked at, where the kernel does not tell who was written to
 
 #: Which setting brings a file back.
 _ATTRIBUTES = {"cpu.max": "cpus", "cpu.max.burst": "cpus", "cpu.idle": "cpu_weight", "cpuset.cpus": "cpu_mask",
@@ -40,17 +43,35 @@ class Inspection:
         self._parts = parts
         self._balancer = balancer
         self._next = 0
+        self._writes = Writes(parts)
+        self._written: dict[str, None] = {}  # and not looked at since
         self._disks: Disks | None = None
 
     def due(self, running: list[Instance]) -> list[Instance]:
-        """Whose turn it is; all, where there are few."""
-        self._disks = None  # they may have become others since the last tick: a disk's scheduler can be switched
-        count = max(_LEAST, -(-len(running) // _PASS))
-        if len(running) <= count:
-            return running
-        first = self._next % len(running)
+        """Those that somebody has written to, and whose turn it is; after a change of the disks, all."""
+        before, self._disks = self._disks, self._parts.limits.disks()
+        by_name = {instance.name: instance for instance in running}
+        if before not in (None, self._disks):  # as when a disk's scheduler is switched, and with it the weights' file
+            self._written |= dict.fromkeys(by_name)
+        self._written |= dict.fromkeys(self._writes.since({name: each.pid for name, each in by_name.items()}))
+        # Of one that a verb is at work on nothing can be said yet.
+        chosen = [name for name in self._written if name not in by_name or not by_name[name].lock.locked()]
+        del chosen[_MOST - _TURN:]
+        for name in chosen:
+            del self._written[name]
+        count = _TURN if self._writes.complete else max(_MOST, -(-len(running) // _UNWATCHED))
+        first = self._next % len(running) if running else 0
         self._next = first + count
-        return (running + running)[first:first + count]
+        turn = (running + running)[first:first + min(count, len(running))]
+        return [*{instance.name: instance for instance in (*(by_name[name] for name in chosen if name in by_name),
+                                                           *turn)}.values()]
+
+    def begin(self) -> None:
+        """With all VEs, which may be in other cgroups from now on."""
+        self._writes.begin()
+
+    def close(self) -> None:
+        self._writes.close()
 
     def differing(self, instance: Instance) -> dict[str, tuple[str, str]]:
         """By file what it holds and should hold. Of a VE that a verb is at work on nothing can be said."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The control loop: woken by pressure and by a slow tick, it reads, decides (`scheduler.control`) and acts.
 
-Without pressure and with memory to spare a tick reads five files, and those of the VEs whose turn it is to be
-inspected. What it reads it reads in one go, with nothing that waits in between, and what it does to a VE it does only
+Without pressure and with memory to spare a tick reads five files, and those of the VEs that somebody has written
+to. What it reads it reads in one go, with nothing that waits in between, and what it does to a VE it does only
 if that one still is the one that was read.
 """
 
@@ -46,7 +46,7 @@ class ControlLoop:
         self._stalls: dict[str, tuple[float, int]] = {}
         self._reclaimed: dict[str, tuple[float, int]] = {}  # by VE: since when, and how much that nobody was told of
         self._woken = asyncio.Event()
-        self._triggers = Triggers(self._woken.set)
+        self._triggers = Triggers(lambda _: self._woken.set())
         self._ending = asyncio.Event()
 
     def open(self, in_background: Callable[[Coroutine[Any, Any, None]], None]) -> None:
@@ -56,10 +56,12 @@ class ControlLoop:
 
     def use_tree(self) -> None:
         """Listen to the cgroup that the VEs' are in, which may be another with a new keeper."""
-        self._triggers.open(self._parts.tree.base, ("memory", "cpu", "io"))
+        self._inspection.begin()
+        self._triggers.open(self._parts.tree.base, ("memory",))  # for the others the slow tick is soon enough
 
     def close(self) -> None:
         self._triggers.close()
+        self._inspection.close()
         self._ending.set()
         self._woken.set()
 
