@@ -197,6 +197,10 @@ class Instance:
         return sorted(line.split()[1].split("@")[0].rstrip(":") for line in
                       lines_of("ip", "-n", self.netns, "-o", "link"))
 
+    def ip_batch(self, lines):
+        subprocess.run(["ip", "-n", self.netns, "-batch", "-"], input="\n".join(lines), check=True, text=True,
+                       capture_output=True, timeout=60)
+
     def ruleset(self):
         text = "\n".join(lines_of("nsenter", f"--net=/run/netns/{self.netns}", "nft", "list", "ruleset"))
         return re.sub(r"packets \d+ bytes \d+", "", text)

@@ -338,6 +338,22 @@ def test_network(fresh):
     assert len([link for link in fresh.links() if link != "lo"]) >= 3  # the bridge and two links
 
 
+def test_a_bridge_without_a_free_port(fresh):
+    name = fresh.create()
+    fresh("start", name)
+    fresh("stop", "--kill", name)
+    bridge = next(link for link in fresh.links() if link != "lo")
+    before = fresh.traces()
+    links = [f"x{number}" for number in range(1023)]
+    batch = [line for link in links for line in (f"link add {link} type ifb", f"link set {link} master {bridge}")]
+    fresh.ip_batch(batch)
+    failed = fresh("start", name, code=7)
+    assert "start: network: RTM_NEWLINK" in failed.stderr and "no more than 1023 ports" in failed.stderr
+    fresh.ip_batch([f"link del {link}" for link in links])
+    fresh.assert_traces(before)
+    fresh("start", name)
+
+
 def test_an_address_that_was_given(fresh):
     prefix = fresh.json("host")["subnet"].split("/")[0].rpartition(".")[0]
     name = fresh.create("--address", f"{prefix}.77")

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # execve(2): the program itself, or what it says it is interpreted by, is to blame.
 _BAD_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ELIBBAD)
+_BRIDGE_FULL = "a bridge has no more than 1023 ports; give some VEs another network (vemgr.toml(5))"
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _ATTACHES = 3  # the version of the keeper's protocol with which consoles came
 _LISTENS = 5  # the one that listens to inits
@@ -257,8 +258,10 @@ def _start_failure(ve: str, message: dict[str, Any]) -> VemgrError:
         remedy = "give another with --init" if message["errno"] in _BAD_PROGRAM else ""
         return StartFailed(f"VE {ve} cannot start: its init cannot be run: {message['error'].strip()}",
                            remedy=remedy, operation="exec init", errno=message["errno"])
+    full = message["operation"] == "network" and message["errno"] == errno.EXFULL
     return StartFailed(f"VE {ve} cannot start: {message['operation']}: {message['error']}{place}",
-                       operation=message["operation"], errno=message["errno"], path=message["path"])
+                       remedy=_BRIDGE_FULL if full else "", operation=message["operation"],
+                       errno=message["errno"], path=message["path"])
 
 
 def _exec_failure(ve: str, message: dict[str, Any]) -> VemgrError:

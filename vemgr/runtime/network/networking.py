@@ -17,11 +17,9 @@ from vemgr.core.links import Link, Publication
 from vemgr.core.networks import Mode
 from vemgr.core.rates import Rate
 from vemgr.kernel.elements import Element, common_share_elements
-from vemgr.kernel.firewall import Firewall
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.ruleset import Rules, Zone
 from vemgr.kernel.sysctl import has_ipv6
-from vemgr.kernel.table_watch import TableWatch
 from vemgr.kernel.veth import End, host_ifname, inside_messages, loopback_messages, port_prefix
 from vemgr.runtime.network.attachments import Attachment, Attachments
 from vemgr.runtime.network.foreign_hosts import ForeignHosts
@@ -30,8 +28,8 @@ from vemgr.runtime.network.published import Published
 from vemgr.runtime.network.rates import Rates
 from vemgr.runtime.network.resolver import resolv_conf_for
 from vemgr.runtime.network.subnets import Subnets, Taken, choose_subnets, known_subnets
+from vemgr.runtime.network.tables import Tables
 from vemgr.runtime.network.uplink import Uplink, share_of
-from vemgr.runtime.store import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +46,7 @@ class Networking:
         self._forwarding = Forwarding(config.run_dir)
         self._prefix = port_prefix(config.instance)
         self._bridges = {network.name: BridgeNetwork(network.bridge, self._prefix) for network in config.networks}
-        self._firewall: Firewall | None = None
-        self._watch: TableWatch | None = None
-        self._stale = False  # whether the tables hold something that should be gone
+        self._tables = Tables(config.table, self._wanted_tables, lambda: bool(self._prepared))
         self._subnets: dict[str, Subnets] = {}
         self._prepared: set[str] = set()  # networks whose bridge is there; with any, the tables are too
         self._changing = asyncio.Lock()  # two first VEs at once: one of them makes the network, the other waits
@@ -60,7 +56,7 @@ class Networking:
         self._foreign = ForeignHosts(self._prefix)
         self.rates = Rates(self._prefix)
         self.uplink = Uplink(config.uplink, config.instance)
-        self.uplink.on_empty = self._unshare
+        self.uplink.on_empty = lambda: self._tables.release(self._shares_of_others())
         self.attachments = Attachments(f"{config.run_dir}/network")
 
     # subnets and addresses
@@ -144,7 +140,7 @@ class Networking:
     async def _make(self, wanted: set[str]) -> None:
         for network in sorted(wanted - self._prepared):
             await self._make_bridge(self.subnets(network))
-        self._install()
+        self._tables.install()
         self._foreign.begin()
         for network in sorted(wanted):
             # Only now: the tables drop what VEs themselves would send to the host's loopback.
@@ -152,13 +148,12 @@ class Networking:
         self._prepared |= wanted
 
     async def _undo_make(self) -> None:
-        self._unwatch()
         self._foreign.close()
         for network in self._config.networks:
             with contextlib.suppress(VemgrError):
                 await (await self._open(network.name)).remove_bridge()
         with contextlib.suppress(VemgrError):
-            (self._firewall or Firewall(self._config.table)).remove()
+            self._tables.remove()
         with contextlib.suppress(VemgrError):
             self._forwarding.restore()
 
@@ -175,45 +170,10 @@ class Networking:
         else:
             await bridge.disable_ipv6()
 
-    def _install(self) -> None:
-        """Make the tables what they should be, with what running VEs have in them."""
-        if self._firewall is None:
-            self._firewall = Firewall(self._config.table)
+    def _wanted_tables(self) -> tuple[Rules, list[Element]]:
         zones = tuple(_zone(network) for network in self._subnets.values())
         elements = [element for attachment in self.attachments for element in attachment.elements()]
-        elements += self._common_shares()
-        watch = self._watched()
-        self._firewall.ensure(Rules(zones, self._prefix, self._resolver()), elements)
-        watch.removed()  # what we have done ourselves
-        self._stale = False
-
-    def _watched(self) -> TableWatch:
-        if self._watch is None:
-            with storage_errors("watch the firewall tables"):
-                watch = TableWatch(self._config.table)
-                try:
-                    asyncio.get_running_loop().add_reader(watch, self._on_tables_changed, watch)
-                except OSError:
-                    watch.close()
-                    raise
-            self._watch = watch
-        return self._watch
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            asyncio.get_running_loop().remove_reader(self._watch)
-            self._watch.close()
-            self._watch = None
-
-    def _on_tables_changed(self, watch: TableWatch) -> None:
-        """Somebody has removed rules of ours, as with "nft flush ruleset": put them back at once."""
-        if not watch.removed() or not self._prepared:
-            return
-        log.warning("somebody has removed firewall rules of ours: made anew")
-        try:
-            self._install()
-        except VemgrError as error:
-            log.error("the VEs' firewall tables: %s", error)
+        return Rules(zones, self._prefix, self._resolver()), elements + self._common_shares()
 
     async def restore(self, more: Iterable[Link] = ()) -> None:
         """Put everything right that somebody else has changed: bridges, ports on them, addresses, tables.
@@ -258,8 +218,8 @@ class Networking:
         attachment = self._attachment(ve, links, publish)
         self._published.hold(attachment)
         self.attachments.put(attachment)
-        # Before the links: until then, the ports could not send.
-        self._permit(attachment)
+        # One small transaction, before the links: until then, the ports could not send.
+        self._tables.change((), attachment.elements())
         ends = self._ends(attachment)
         births: list[bytes] = []
         for port, link, end in zip(attachment.ports, attachment.links, ends, strict=True):
@@ -272,12 +232,6 @@ class Networking:
         ports = tuple(host_ifname(ve, self._config.instance, number) for number in range(len(links)))
         complete = tuple(replace(link, mac=self.mac_of(link)) for link in links)
         return Attachment(ve, complete, ports, publish, self._way_out(links) or 0, self.uplink.classid(ve))
-
-    def _permit(self, attachment: Attachment) -> None:
-        """Let a VE's ports send, and lead its published ports to it: one small transaction."""
-        if self._firewall is None or self._stale or not self._firewall.add(attachment.elements()):
-            log.warning("the firewall tables are not as they should be: made anew")
-            self._install()
 
     def _ends(self, attachment: Attachment) -> list[End]:
         """The inside of a VE's links. The default routes are by the first that leads outside and has the family."""
@@ -316,8 +270,7 @@ class Networking:
             raise
         gone = [element for element in before.published() if element not in after.published()]
         new = [element for element in after.published() if element not in before.published()]
-        if self._firewall is None or not (self._firewall.take(gone) and self._firewall.add(new)):
-            self._install()
+        self._tables.change(gone, new)
 
     async def limit(self, ve: str, rate: Rate) -> None:
         """Hold the links of a running VE to a rate. Raises `SystemFailure`."""
@@ -331,8 +284,8 @@ class Networking:
         ve, share = definition.name, share_of(definition)
         if share is not None:
             await self.uplink.hold(ve, share)
-            if self._firewall is not None and not self._firewall.add(self._common_shares()):
-                self._install()
+            if self._tables.made:
+                self._tables.change((), self._common_shares())
         before = self.attachments.get(ve)
         if before is not None:
             self._reclassify(before, self.uplink.classid(ve) if share else 0)
@@ -344,26 +297,15 @@ class Networking:
             return
         after = replace(before, classid=classid)
         self.attachments.put(after)
-        firewall = self._firewall
-        if firewall is not None and not (firewall.take(before.share()) and firewall.add(after.share())):
-            self._install()
+        if self._tables.made:
+            self._tables.change(before.share(), after.share())
 
     def _common_shares(self) -> list[Element]:
         """While some VEs have shares: what sets all the others apart from the host."""
-        if not self.uplink.active:
-            return []
-        return common_share_elements(self.uplink.common, [network.config.bridge for network in self._subnets.values()])
+        return self._shares_of_others() if self.uplink.active else []
 
-    def _unshare(self) -> None:
-        if self._firewall is None:
-            return
-        gone = common_share_elements(self.uplink.common, [each.config.bridge for each in self._subnets.values()])
-        try:
-            if not self._firewall.take(gone):
-                self._install()
-        except VemgrError as error:
-            self._stale = True
-            log.error("the firewall tables: %s", error)
+    def _shares_of_others(self) -> list[Element]:
+        return common_share_elements(self.uplink.common, [network.config.bridge for network in self._subnets.values()])
 
     def traffic(self, ve: str) -> dict[str, int]:
         """Bytes to a running VE and from it, since its start."""
@@ -389,14 +331,8 @@ class Networking:
         self.attachments.drop(ve)
         self.rates.released(ve)
         self.uplink.released(ve)
-        if attachment is None or self._firewall is None:
-            return
-        try:
-            if self._stale or not self._firewall.take(attachment.elements()):
-                self._install()
-        except VemgrError as error:  # the end of a VE goes on; the next change makes the tables anew
-            self._stale = True
-            log.error("VE %s: its part of the firewall tables could not be removed: %s", ve, error)
+        if attachment is not None:
+            self._tables.release(attachment.elements())
 
     async def adopt(self, running: Mapping[str, tuple[Sequence[Link], tuple[Publication, ...]]]) -> list[str]:
         """Take over the VEs that run, given what their definitions say; remove host ends that none of them has.
@@ -473,17 +409,14 @@ class Networking:
         for network in self._config.networks:
             await (await self._open(network.name)).remove_bridge()
         self._prepared.clear()
-        firewall = self._firewall or Firewall(self._config.table)
-        firewall.remove()
+        self._tables.remove()
         self._forwarding.restore()
 
     def close(self) -> None:
         for bridge in self._bridges.values():
             bridge.close()
-        self._unwatch()
+        self._tables.close()
         self._foreign.close()
-        if self._firewall is not None:
-            self._firewall.close()
 
 
 def _zone(network: Subnets) -> Zone:
