@@ -186,14 +186,14 @@ def picture(top):
 
 def mounts_of(pid, name):
     """The mounts that a process sees, without what differs from one VE to the next: numbers, ids, sizes, its name, and
-    whether overlayfs met an empty upper layer (uuid)."""
+    whether overlayfs met an empty upper layer (uuid). Sorted, since /proc is mounted while /dev is."""
     with open(f"/proc/{pid}/mountinfo") as file:
         text = file.read()
     found = []
     for line in text.splitlines():
         shown = " ".join(re.sub(r"\d{4,}k?", "N", field) for field in line.split()[3:])
         found.append(shown.replace(f"/{name} ", "/NAME ").removesuffix(",uuid=on"))
-    return found
+    return sorted(found)
 
 
 @contextlib.contextmanager

@@ -380,16 +380,7 @@ def kernel_operations() -> tuple[Operation, ...]:
     quiet = ("nosuid", "nodev", "noexec")
     owner = (("uid", "{base}"), ("gid", "{base}"))
     return (
-        Filesystem("proc", "proc", flags=quiet),
-        # Programs may ping without a set-uid helper; the range is that of the VE's own groups.
-        Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
-        Mask("proc", _PROC_MASKED),
-        ReadOnly("proc", ("bus", "fs", "irq", "sys"), writable=("sys/net",)),
-        # The whole host's, though every network namespace has the file and its root may write it; there is no way back.
-        ReadOnly("proc", ("sys/net/netfilter/nf_hooks_lwtunnel",)),
-        Filesystem("sysfs", "sys", flags=(*quiet, "ro")),
-        Mask("sys", _SYS_MASKED),
-        Filesystem("cgroup2", "sys/fs/cgroup", flags=quiet),
+        Filesystem("proc", "proc", flags=quiet),  # by a child of the set-up, which meanwhile goes on with /dev
         Filesystem("tmpfs", "dev", (("mode", "755"), ("size", "512k"), ("nr_inodes", "1024"), *owner), ("nosuid",)),
         *(Device(*node) for node in _NODES),
         *(Symlink(*link) for link in _LINKS),
@@ -401,6 +392,15 @@ def kernel_operations() -> tuple[Operation, ...]:
         Directory("dev/mqueue"),
         Filesystem("mqueue", "dev/mqueue", flags=quiet),
         Filesystem("tmpfs", "run", (("mode", "755"), ("size", "20%"), *owner), ("nosuid", "nodev")),
+        # Programs may ping without a set-uid helper; the range is that of the VE's own groups.
+        Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
+        Mask("proc", _PROC_MASKED),
+        ReadOnly("proc", ("bus", "fs", "irq", "sys"), writable=("sys/net",)),
+        # The whole host's, though every network namespace has the file and its root may write it; there is no way back.
+        ReadOnly("proc", ("sys/net/netfilter/nf_hooks_lwtunnel",)),
+        Filesystem("sysfs", "sys", flags=(*quiet, "ro")),
+        Mask("sys", _SYS_MASKED),
+        Filesystem("cgroup2", "sys/fs/cgroup", flags=quiet),
         Console(),
     )
 

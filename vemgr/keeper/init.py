@@ -32,6 +32,7 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, netw
     program.call("unshare", namespaces.CLONE_NEWNET)
     program.call("write", network, b"nn", 2)
     program.call("close", network)
+    _bound(program, plan, filter_)
     program.step("wait for the set-up")
     count, ready = program.register(), program.room(8)
     program.call("read", go, ready, 1, into=count)
@@ -40,7 +41,7 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, netw
     program.expect(ended, errno.EINVAL)
     program.call("close", go)
     _enter_ve(program)
-    _confine(program, plan, filter_)
+    _confine(program, plan)
     if plan.init:
         _execute(program, plan)
     else:
@@ -62,31 +63,40 @@ def _enter_ve(program: Program) -> None:
     program.call("close", console)
 
 
-def _confine(program: Program, plan: Plan, filter_: bytes) -> None:
-    """In this order: the filter needs CAP_SYS_ADMIN of the VE's user namespace, which may be among those dropped."""
+def _bound(program: Program, plan: Plan, filter_: bytes) -> None:
+    """What a VE may never do, as far as it leaves us what is still to be done: while the set-up has us wait anyway.
+    The filter needs CAP_SYS_ADMIN of the VE's user namespace, which may be among those that go later."""
     program.step("drop privileges")
-    program.call("setgroups", 0, 0)
-    program.call("setresgid", 0, 0, 0)
-    program.call("setresuid", 0, 0, 0)
-    _hide(program)
     pointer = program.buffer(struct.pack("=H6xQ", len(filter_) // 8, 0))
     program.call("store64", pointer.plus(8), program.constant(filter_))
     program.call("seccomp", seccomp.SECCOMP_SET_MODE_FILTER, 0, pointer)
-    allowed = {capabilities.NAMES.index(name) for name in plan.capabilities}
+    allowed = _allowed(plan)
     for capability in range(capabilities.count()):
         if capability not in allowed:
             program.call("prctl", capabilities.PR_CAPBSET_DROP, capability)
-    program.call("prctl", capabilities.PR_CAP_AMBIENT, capabilities.PR_CAP_AMBIENT_CLEAR_ALL)
-    header, data = capabilities.capset_arguments(allowed)
-    program.call("capset", program.buffer(header), program.constant(data))
-    # After the change of ids, which clears it: the VE ends with its keeper instead of running unwatched.
-    program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     program.call("umask", 0o022)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limits = struct.pack("=QQ", *(min(limit, hard) for limit in OPEN_FILES))
     program.call("prlimit64", 0, resource.RLIMIT_NOFILE, program.constant(limits), 0)
     cores = program.parameter(16, lambda _: struct.pack("=qq", *core_limits()))
     program.call("prlimit64", 0, resource.RLIMIT_CORE, cores, 0)
+
+
+def _allowed(plan: Plan) -> set[int]:
+    return {capabilities.NAMES.index(name) for name in plan.capabilities}
+
+
+def _confine(program: Program, plan: Plan) -> None:
+    program.step("drop privileges")
+    program.call("setgroups", 0, 0)
+    program.call("setresgid", 0, 0, 0)
+    program.call("setresuid", 0, 0, 0)
+    _hide(program)
+    program.call("prctl", capabilities.PR_CAP_AMBIENT, capabilities.PR_CAP_AMBIENT_CLEAR_ALL)
+    header, data = capabilities.capset_arguments(_allowed(plan))
+    program.call("capset", program.buffer(header), program.constant(data))
+    # After the change of ids, which clears it: the VE ends with its keeper instead of running unwatched.
+    program.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _hide(program: Program) -> None:

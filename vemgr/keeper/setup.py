@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vemgr.core import plan as operations
 from vemgr.core.plan import TTY_GROUP, Plan
@@ -36,6 +36,16 @@ _AT_FDCWD = -100
 _ONE = struct.pack("=i", 1)
 _COUNT_ROOM = 8
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 1 << 2
+
+
+class _Pending(NamedTuple):
+    """A /proc that a child is mounting: the operation's number, where, by whom, descriptors of the place and for it."""
+
+    number: int
+    target: str
+    child: Register
+    place: Register
+    into: Register
 
 
 class Setup:
@@ -59,6 +69,7 @@ class Setup:
         self._tty = program.number(lambda plan: plan.id_base + TTY_GROUP)
         self.tree = Tree(program, self.root, self._base)
         self.mounted: dict[str, Register] = {}
+        self._proc: _Pending | None = None
         self.console: tuple[Register, Register] | None = None
         self.notify_socket: Register | None = None
         self._data_count = 0
@@ -97,6 +108,7 @@ class Setup:
             mounting.attach_at(self.program, fd, _AT_FDCWD, path)
 
     def finish(self) -> None:
+        self._await_proc()
         # A descriptor of the host's file system that lived on would lead out of the VE.
         self.program.step("pivot")
         mounting.pivot_into(self.program, self.root)
@@ -154,7 +166,6 @@ class Setup:
         fd = self.program.register()
         if operation.fstype == "proc":
             self._mount_proc(operation.target, options, attributes, fd)
-            self.mounted[operation.target] = fd
         else:
             if operation.fstype == "sysfs":  # it shows the links of who mounts it
                 self._enter_network()
@@ -163,7 +174,7 @@ class Setup:
 
     def _mount_proc(self, target: str, options: mounting.Options, attributes: int, into: Register) -> None:
         """In a child: setns(2) puts only our *children* into the VE's pid namespace, and a proc file system shows the
-        pid namespace of who makes it."""
+        pid namespace of who makes it. Nobody waits for the VE's own until something in it is needed."""
         program = self.program
         child, target_fd = program.register(), program.register()
         self.tree.open_directory(target, target_fd, NO_LINKS)
@@ -173,9 +184,27 @@ class Setup:
                 mounting.attach(program, fd, target_fd)
                 if target == "proc":
                     self._bound_user_namespaces(fd)
+        self.mounted[target] = into
+        self._proc = _Pending(self._number, target, child, target_fd, into)
+        if target != "proc":
+            self._await_proc()
+
+    def _await_proc(self) -> None:
+        if self._proc is None:
+            return
+        number, target, child, target_fd, into = self._proc
+        self._proc = None
+        program = self.program
+        program.step(number)
         program.call("wait", child)
         program.call("close", target_fd)
         self.tree.open_directory(target, into, NO_LINKS)
+        program.step(self._number)
+
+    def _mounted(self, target: str) -> Register:
+        if target == "proc":
+            self._await_proc()
+        return self.mounted[target]
 
     def _bound_user_namespaces(self, proc: Register) -> None:
         """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it. By the VE's own /proc, as
@@ -227,12 +256,13 @@ class Setup:
 
     def mask(self, operation: operations.Mask) -> None:
         for name in operation.names:
-            covers.mask(self.program, self.mounted[operation.under], encoded(name))
+            covers.mask(self.program, self._mounted(operation.under), encoded(name))
 
     def read_only(self, operation: operations.ReadOnly) -> None:
-        covers.read_only(self.program, self.mounted[operation.under], operation.names, operation.writable)
+        covers.read_only(self.program, self._mounted(operation.under), operation.names, operation.writable)
 
     def view(self, operation: operations.View) -> None:
+        self._await_proc()
         covers.view(self.program, self.mounted, operation)
 
     def sysctl(self, operation: operations.Sysctl) -> None:
@@ -242,7 +272,7 @@ class Setup:
         length = self.program.number(lambda plan: len(plan.expand(text)))
         # The kernel may have been built without it.
         with self.program.optional_descriptor() as fd:
-            self.tree.open(self.mounted["proc"], f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, NO_LINKS, fd)
+            self.tree.open(self._mounted("proc"), f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, NO_LINKS, fd)
             self.program.call("write", fd, value, length)
         self.program.release(length)
 
