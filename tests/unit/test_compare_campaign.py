@@ -17,7 +17,7 @@ from vemgr.compare.keeping import Kept
 from vemgr.compare.noise import Counters
 from vemgr.compare.progress import Lines, Quiet, Terminal
 from vemgr.compare.schedule import Task
-from vemgr.compare.workloads import catalogue, crowd, kernel, lifecycle
+from vemgr.compare.workloads import catalogue, crowd, kernel, lifecycle, manage
 from vemgr.compare.workloads.probing import build_probe
 from vemgr.compare.workloads.workload import ClockWrong, Probe, WorkFailed, figures_of
 from vemgr.core.errors import BadValue, KernelLacks, Locked, NoSpace, NoTemplate, SystemFailure, TemplateNotFound
@@ -376,6 +376,18 @@ def test_memory_that_others_took_is_not_an_instances(tmp_path, monkeypatch, give
     found = lifecycle.Density().measure(stage(Costly(), NOTHING, tmp_path))
     assert found["density.memory"] == 1.0 and found["density.disk"] == pytest.approx(4096 / (1 << 20))
     assert (found.get("density.host"), found.get("density.per-gib")) == ((1.0, 1024.0) if known else (None, None))
+    warm = Costly()
+    warm.warm = "a guest that runs already"  # its memory would be another's: it keeps what it has
+    assert "density.host" not in lifecycle.Density().measure(stage(warm, NOTHING, tmp_path))
+
+
+def test_systems_below_the_instances_are_to_be_updated_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(manage, "_in_each", lambda stage, instances: {})
+    driver = Driver()
+    assert manage.Update().measure(stage(driver, NOTHING, tmp_path / "a")) == {
+        "update.kernels": 1.0, "update.systems": 4.0}
+    driver.systems_below = lambda count: count
+    assert manage.Update().measure(stage(driver, NOTHING, tmp_path / "b"))["update.systems"] == 8.0
 
 
 @pytest.mark.parametrize("has_gzip", [True, False])

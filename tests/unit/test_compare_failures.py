@@ -39,7 +39,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "find", lambda directory, modules: None if "kernel" in lacking else KERNEL)
     monkeypatch.setattr(accelerator, "state_of_host", lambda kernel: "this one")
     monkeypatch.setattr(accelerator, "decide", lambda *_: Verdict("tcg", "the test wants it so", ""))
-    monkeypatch.setattr(driver.network, "Bridge", lambda journal: SimpleNamespace(
+    monkeypatch.setattr(driver.network, "Bridge", lambda journal, prefix: SimpleNamespace(
         name="vecmp0", gateway="198.18.0.1", next_address=lambda: "198.18.0.2/24", remove=lambda: None))
     monkeypatch.setattr(connection, "ports", lambda uri, directory: tmp_path / "p")
     monkeypatch.setattr(image, "overlay", lambda base, path: path.write_bytes(b"disk"))

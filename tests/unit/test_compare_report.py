@@ -156,9 +156,28 @@ def test_the_table():
 def test_software_emulation_is_said_wherever_figures_are():
     said = "TCG: software emulation, not hardware virtualization"
     text, html = table.render(full()), page.render(full())
-    groups = text.count("kvm-virtio (TCG)")
+    groups = text.partition("WHERE A VE LOSES")[0].count("kvm-virtio (TCG)")
     assert groups == text.count(said) == len({work.group for work in ALL})
     assert html.count(f'class="warning">{said}') == 1 + html.count("<figure>") + 1  # head, each plot, the tables
+
+
+def test_warm_starts_are_never_beside_cold_ones_without_a_word():
+    """In the table, in both lists of losses, in the page's tables, and in its plots; other works have nothing of it."""
+    (start,) = chosen(["start"], quick=False)
+    inside = Column(name="ves-in-guest", label="VEs in one guest", warm="a guest that runs already")
+    runs = {("start", name): [{figure.name: value for figure in start.figures}] * 5
+            for name, value in (("ve", 2.0), ("ves-in-guest", 1.0))}
+    found = report([start, COST], ["ve", inside], {**runs, ("cost", "ve"): [1.0], ("cost", "ves-in-guest"): [1.0]})
+    word, note = "ves-in-guest (warm)", "warm, ves-in-guest: started in a guest that runs already; all others are cold"
+    text, html = table.render(found), page.render(found)
+    lines = [line.split() for line in text.splitlines()]
+    assert f"START AND STOP ve {word}".split() in lines and text.count(note) == 1
+    assert f"to first instruction: 0.50 of {word} (" in text and f"0.500 of {word} <small>" in html
+    plots_, tables = html[html.index("<h2>Start and stop"):].split("<h2>All figures", 1)
+    assert note in plots_ and plots_.count(word) >= 3  # in each of its three plots
+    assert f"<th>{word}</th>" in tables and tables.count(note) == 1
+    assert "<th>ves-in-guest</th>" in tables and ["COST", "ve", "ves-in-guest"] in lines
+    assert "warm" not in table.render(full())
 
 
 # the page

@@ -161,6 +161,24 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class StartsWarm(Protocol):
+    """A driver whose instances are started in something that runs already and is not theirs alone, so that their starts
+    must not stand beside cold ones without a word."""
+
+    @property
+    def warm(self) -> str:
+        """In what: 'a guest that runs already'."""
+
+
+@runtime_checkable
+class HasSystemsBelow(Protocol):
+    """A driver between whose instances and the host there are further systems, to be kept up to date as well."""
+
+    def systems_below(self, count: int) -> int:
+        """How many, below so many instances."""
+
+
+@runtime_checkable
 class SharesTemplate(Protocol):
     """A driver whose instances can be given an update by a new template, made of one of them."""
 

@@ -32,6 +32,18 @@ def _xen(context: Context) -> Driver:
     return XenDriver(context)
 
 
+def _ve_in_guest(context: Context) -> Driver:
+    from vemgr.compare.blends.driver import VEInGuestDriver  # noqa: PLC0415
+
+    return VEInGuestDriver(context)
+
+
+def _ves_in_guest(context: Context) -> Driver:
+    from vemgr.compare.blends.driver import VEsInGuestDriver  # noqa: PLC0415
+
+    return VEsInGuestDriver(context)
+
+
 def _local(name: str) -> Callable[[Context], Driver]:
     def make(context: Context) -> Driver:
         from vemgr.compare.host import Host  # noqa: PLC0415
@@ -49,6 +61,7 @@ def _local(name: str) -> Callable[[Context], Driver]:
 _MAKERS: dict[str, Callable[[Context], Driver]] = {
     "host": _local("host"), "ve": _ve,
     "kvm-virtio": _guest("kvm-virtio"), "kvm-emulated": _guest("kvm-emulated"), "xen-pv": _xen,
+    "ve-in-guest": _ve_in_guest, "ves-in-guest": _ves_in_guest,
     **{name: _local(name) for name in ("crun", "runc", "podman", "lxc", "systemd-nspawn")},
 }
 NAMES = tuple(_MAKERS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host pays for the processes of an instance.
+"""What the host pays for the processes of an instance, and what it has to give.
 
 The proportional set size counts a page that n processes share as an n-th for each (proc_pid_smaps(5), Pss). It lacks
 what the kernel itself keeps for them: page tables, namespaces, and the file cache that nobody has mapped.
@@ -37,3 +37,9 @@ def _pss_of(pid: int) -> int:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
     except OSError:
         return 0
+
+
+def available() -> int:
+    """Bytes that the host could give to new processes (proc_meminfo(5))."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))

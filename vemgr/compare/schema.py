@@ -42,12 +42,14 @@ class Work(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class Column(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A driver. `why` it is not available, or nothing. `emulated`: its CPUs are software (TCG)."""
+    """A driver. `why` it is not available, or nothing. `emulated`: its CPUs are software (TCG). `warm`: in what that
+    runs already its instances are started; nothing where starts are cold."""
 
     name: str
     label: str
     why: str = ""
     emulated: bool = False
+    warm: str = ""
 
 
 class Header(msgspec.Struct, tag="header", tag_field="kind", kw_only=True, frozen=True, forbid_unknown_fields=True):

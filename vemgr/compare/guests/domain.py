@@ -9,7 +9,7 @@ told of the hypervisor. `kvm-virtio` knows that it is a guest: virtio devices, a
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vemgr.compare.driver import Resources
@@ -30,13 +30,23 @@ class Devices:
 _FILE_SYSTEM = ("crc32c_generic", "ext4")
 VIRTIO = Devices("virtio", "vda", "virtio", "virtio",
                  ("virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon", *_FILE_SYSTEM), paravirtual=True)
+#: With what a host of VEs needs of its kernel, since nothing there loads a module that is not there yet.
+HOSTING = replace(VIRTIO, modules=(
+    *VIRTIO.modules, "virtio_console", "overlay", "bridge", "veth", "nf_tables", "nft_chain_nat", "nft_ct", "nft_masq",
+    "nft_nat", "nft_fib_inet", "nft_redir", "nft_meta_bridge", "nft_reject_inet"))
 EMULATED = Devices("ide", "sda", "e1000", "none", ("ata_piix", "sd_mod", "e1000", *_FILE_SYSTEM), paravirtual=False)
+SECOND_DISK = "vdb"
+#: The name of a guest's port for its VEs.
+CHANNEL = "org.vemgr.compare"
 
 
 @dataclass(frozen=True)
 class Definition:
     """`accelerator`: kvm or tcg. `port`: path of the socket behind the runner's serial port. `cache`: QEMU's word for
-    how it writes to the disk. `address`, `gateway`: of eth0, with the prefix's length; empty for no card."""
+    how it writes to the disk. `address`, `gateway`: of eth0, with the prefix's length; empty for no card.
+
+    For guests that have VEs in them: `template` is the image of a second disk that is only read, `channel` the path of
+    the socket behind a port of virtio's, and `subnet` the VEs'."""
 
     name: str
     devices: Devices
@@ -51,6 +61,9 @@ class Definition:
     bridge: str = ""
     address: str = ""
     gateway: str = ""
+    template: Path | None = None
+    channel: Path | None = None
+    subnet: str = ""
 
 
 def command_line(guest: Definition) -> str:
@@ -58,7 +71,8 @@ def command_line(guest: Definition) -> str:
     words = ["console=ttyS0", "quiet", "panic=-1", "net.ifnames=0", "random.trust_cpu=on"]
     if guest.accelerator == "tcg":
         words += ["tsc=reliable", "no_timer_check"]
-    values = {"name": guest.name, "disk": guest.devices.disk_name, "address": guest.address, "gateway": guest.gateway}
+    values = {"name": guest.name, "disk": guest.devices.disk_name, "address": guest.address, "gateway": guest.gateway,
+              "template": SECOND_DISK if guest.template else "", "subnet": guest.subnet}
     return " ".join([*words, *(f"vemgr.{key}={value}" for key, value in values.items() if value)])
 
 
@@ -95,6 +109,12 @@ def _devices(parent: ET.Element, guest: Definition) -> None:
     _add(disk, "source", file=str(guest.disk))
     # libvirt's name for the first IDE disk; the guest's driver calls it sda.
     _add(disk, "target", dev="hda" if guest.devices.disk == "ide" else guest.devices.disk_name, bus=guest.devices.disk)
+    if guest.template:
+        template = _add(parent, "disk", type="file", device="disk")
+        _add(template, "driver", name="qemu", type="raw", cache=guest.cache)
+        _add(template, "source", file=str(guest.template))
+        _add(template, "target", dev=SECOND_DISK, bus="virtio")
+        _add(template, "readonly")
     if guest.bridge:
         card = _add(parent, "interface", type="bridge")
         _add(card, "source", bridge=guest.bridge)
@@ -105,6 +125,10 @@ def _devices(parent: ET.Element, guest: Definition) -> None:
     port = _add(parent, "serial", type="unix")
     _add(port, "source", mode="bind", path=str(guest.port))
     _add(port, "target", port="1")
+    if guest.channel:
+        channel = _add(parent, "channel", type="unix")
+        _add(channel, "source", mode="bind", path=str(guest.channel))
+        _add(channel, "target", type="virtio", name=CHANNEL)
     _add(parent, "memballoon", model=guest.devices.balloon)
 
 

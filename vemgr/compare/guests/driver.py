@@ -39,6 +39,9 @@ _TOOLS = {"qemu-img": "qemu-utils", accelerator.QEMU: "qemu-system-x86", "mke2fs
 
 
 class GuestDriver:
+    prefix = network.PREFIX  # of the bridge's subnet
+    before = ""  # a script, see `initrd.guest`
+
     def __init__(self, context: Context, name: str, what: str, devices: Devices) -> None:
         self.name, self.devices = name, devices
         self._what, self._context = what, context
@@ -91,7 +94,7 @@ class GuestDriver:
         files.mkdir(mode=0o711 if self.uri else 0o700, parents=True, exist_ok=True)
         self.image = image.build(root, files)
         self.initrd = files / f"{self.name}.initrd"
-        self.initrd.write_bytes(initrd.guest(load_order(self._kernel, self.devices.modules)))
+        self.initrd.write_bytes(initrd.guest(load_order(self._kernel, self.devices.modules), self.before))
         # The daemon's guests do not get to where kernels are kept.
         self.kernel = files / "vmlinuz"
         shutil.copy(self._kernel.image, self.kernel)
@@ -99,14 +102,18 @@ class GuestDriver:
 
     def definition(self, name: str, resources: Resources) -> Definition:
         assert self.verdict
-        if self._bridge is None:
-            self._bridge = network.Bridge(self.journal)
+        bridge = self.bridge()
         ports = connection.ports(self.uri, self._context.directory)
         ports.mkdir(mode=0o711, parents=True, exist_ok=True)
         return Definition(
             name, self.devices, self.verdict.accelerator, resources, self.kernel, self.initrd,
             self.initrd.with_name(f"{name}.qcow2"), self.cache, ports / f"{name}.port",
-            self.initrd.with_name(f"{name}.log"), self._bridge.name, self._bridge.next_address(), self._bridge.gateway)
+            self.initrd.with_name(f"{name}.log"), bridge.name, bridge.next_address(), bridge.gateway)
+
+    def bridge(self) -> network.Bridge:
+        if self._bridge is None:
+            self._bridge = network.Bridge(self.journal, self.prefix)
+        return self._bridge
 
     def start(self, name: str, resources: Resources) -> Guest:
         instance = Guest(self, name, resources)
@@ -171,6 +178,8 @@ class Guest:
         self._stopped = False
         self._entry = {"name": name, "uri": driver.uri, "disk": str(definition.disk), "port": str(definition.port),
                        "console": str(definition.console)}
+        if definition.channel:
+            self._entry["channel"] = str(definition.channel)
         self._number = driver.journal.add(_KIND, **self._entry)
         try:
             image.overlay(driver.image, definition.disk)
@@ -178,6 +187,10 @@ class Guest:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def channel(self) -> Path | None:
+        return self._definition.channel
 
     def _start(self) -> None:
         libvirt = connection.module()
@@ -274,8 +287,8 @@ def remove(entry: journal.Entry) -> bool:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    for key in ("disk", "port", "console"):
-        there_was |= os.path.exists(entry[key])
+    for path in (entry[key] for key in ("disk", "port", "console", "channel") if key in entry):
+        there_was |= os.path.exists(path)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(entry[key])
+            os.unlink(path)
     return there_was

@@ -25,12 +25,17 @@ def build(root: Path, directory: Path) -> Path:
             old.unlink()
         new = path.with_name(f"{path.name}.new")
         try:
-            command("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-m", "0", "-E",
-                    "nodiscard,lazy_itable_init=1", str(new), f"{(size + _SPARE) // 1024}k", timeout=1200)
+            make(root, new, size + _SPARE)
             new.rename(path)
         finally:
             new.unlink(missing_ok=True)  # of a disk that is full it is what has filled it
     return path
+
+
+def make(root: Path, path: Path, size: int) -> None:
+    """A file system of so many bytes, in a sparse file, with this tree in it. Raises `DriverFailed`."""
+    command("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(root), "-m", "0", "-E", "nodiscard,lazy_itable_init=1",
+            str(path), f"{size // 1024}k", timeout=1200)
 
 
 def fingerprint(root: Path) -> tuple[str, int]:

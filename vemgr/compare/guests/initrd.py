@@ -78,6 +78,7 @@ marked() {{
         fi
     done
 }}
+[ ! -e /before ] || $b sh /before
 say ready
 while read -r verb one two three <&3; do
     case $verb in
@@ -136,10 +137,13 @@ def busybox() -> Path | None:
     return None
 
 
-def guest(modules: Iterable[tuple[str, bytes]]) -> bytes:
-    """Of a guest. `modules`: in the order in which they are loaded."""
+def guest(modules: Iterable[tuple[str, bytes]], before: str = "") -> bytes:
+    """Of a guest. `modules`: in the order in which they are loaded. `before`: a script to be run by the runner, before
+    it says that it is ready."""
     loaded = [*modules]
     files = {f"modules/{name}": content for name, content in loaded}
+    if before:
+        files["before"] = before.encode()
     order = "".join(f"{name}\n" for name, _ in loaded)
     return archive({**_common(_INIT), "runner": _RUNNER.encode(), "first": first_program().read_bytes(), **files,
                     "modules/order": order.encode()}, executable={"init", "bin/busybox", "first"})

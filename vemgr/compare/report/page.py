@@ -12,7 +12,7 @@ from vemgr.compare.report.literature import FELTER, SOURCE
 from vemgr.compare.report.numbers import digits, interval, with_unit
 from vemgr.compare.report.pictures import Seen
 from vemgr.compare.report.style import STYLE
-from vemgr.compare.report.summary import Cell, Row, losses
+from vemgr.compare.report.summary import Cell, Row, heading, losses, warmth
 from vemgr.compare.report.table import INCOMPLETE, TCG
 from vemgr.compare.schema import FACT, Report
 from vemgr.compare.statistics import LEAST_RUNS
@@ -57,7 +57,7 @@ def _facts(page: Seen) -> str:
 def _lost(page: Seen) -> str:
     found = "".join(
         f"<li>{escape(loss.row.work.group)}, {escape(loss.row.figure.title)}: {digits(loss.speed.value)} of "
-        f"{escape(page.labels[loss.to])} <small>({digits(loss.speed.low)} to {digits(loss.speed.high)})</small></li>"
+        f"{escape(loss.to)} <small>({digits(loss.speed.low)} to {digits(loss.speed.high)})</small></li>"
         for loss in losses(page.report, page.rows))
     if "ve" not in page.series:
         return ""
@@ -70,9 +70,11 @@ def _tables(page: Seen) -> str:
     for group, members in groupby(page.rows, key=lambda row: row.work.group):
         body = "".join(_row(page, row) for row in members if any(cell.estimate for cell in row.cells.values()))
         if body:
-            head = "".join(f"<th>{escape(label)}</th>" for label in page.labels.values())
+            head = "".join(f"<th>{escape(heading(column, group))}</th>" for column in page.columns)
             parts.append(f'<h3>{escape(group)}</h3><div class="wide"><table class="figures"><thead><tr><th></th>{head}'
                          f"</tr></thead><tbody>{body}</tbody></table></div>")
+            if said := warmth(page.columns, group):
+                parts.append(f'<p class="warning">{escape(said)}</p>')
     tcg = f'<p class="warning">{TCG}</p>' if page.emulated else ""
     return ("<section><h2>All figures</h2><p>Medians; below them the interval, and the share of the host's performance."
             f"</p>{''.join(parts)}{tcg}</section>")

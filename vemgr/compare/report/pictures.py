@@ -12,7 +12,7 @@ from vemgr.compare.report import plots
 from vemgr.compare.report.literature import FELTER
 from vemgr.compare.report.numbers import digits, with_unit
 from vemgr.compare.report.plots import Line, Mark
-from vemgr.compare.report.summary import Row, rows, usable
+from vemgr.compare.report.summary import Row, heading, rows, usable, warmth
 from vemgr.compare.report.table import TCG
 from vemgr.compare.schema import Report
 from vemgr.compare.statistics import Estimate
@@ -28,7 +28,7 @@ class Seen:
         self.report, self.rows, self.columns = report, rows(report), usable(report)
         known = [column.name for column in report.header.columns]
         self.series = {column.name: known.index(column.name) for column in self.columns}
-        self.labels = {column.name: column.name + (" (TCG)" if column.emulated else "") for column in self.columns}
+        self.labels = {column.name: heading(column) for column in self.columns}
         self.emulated = any(column.emulated for column in self.columns)
 
     def figure(self, name: str) -> Row | None:
@@ -94,14 +94,16 @@ def _speeds(page: Seen, row: Row) -> list[Mark]:
 
 def _starts(page: Seen) -> str:
     svgs = []
+    labels = {column.name: heading(column, "start and stop") for column in page.columns}
     for name in ("start.first", "start.up", "start.stop"):
         row = page.figure(name)
         found = [(each, cell.estimate) for each, cell in row.cells.items() if cell.estimate] if row else []
         if row and found:
-            series = [(page.series[each], page.labels[each], page.report.values(name, each)) for each, _ in found]
+            series = [(page.series[each], labels[each], page.report.values(name, each)) for each, _ in found]
             svgs.append(f"<h3>{escape(row.figure.title)}</h3>"
                         + plots.strips(series, [estimate for _, estimate in found], row.figure.title, row.figure.unit))
-    return _plot(page, "Start and stop", "Each dot is one start; the bar is the median.", *svgs) if svgs else ""
+    said = ". ".join(filter(None, ["Each dot is one start; the bar is the median", warmth(page.columns)]))
+    return _plot(page, "Start and stop", f"{said}.", *svgs) if svgs else ""
 
 
 def _by_column(page: Seen, name: str) -> tuple[Row, list[Line]] | None:

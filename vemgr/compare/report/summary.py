@@ -10,6 +10,7 @@ from vemgr.compare.schema import FACT, Column, Figure, Report, Work
 from vemgr.compare.statistics import LEAST_RUNS, Estimate, estimate, ratio
 
 HOST = "host"
+_STARTS = "start and stop"
 _LEAST_LOSS = 0.01  # what is closer to the host than this is no loss that anybody would notice
 
 
@@ -65,9 +66,22 @@ def _why_none(runs: int, invalid: int, errors: Sequence[str]) -> str:
     return "none of its runs could tell" if runs else "not measured yet"
 
 
+def heading(column: Column, group: str = "") -> str:
+    """What stands for a column in a table of this group, with what must not be overlooked."""
+    marks = ["TCG"] * column.emulated + ["warm"] * (bool(column.warm) and group == _STARTS)
+    return f"{column.name} ({', '.join(marks)})" if marks else column.name
+
+
+def warmth(columns: Sequence[Column], group: str = _STARTS) -> str:
+    """What "warm" means in a table of this group, or nothing."""
+    found = [f"warm, {column.name}: started in {column.warm}" for column in columns if column.warm and group == _STARTS]
+    return "; ".join([*found, "all others are cold"]) if found else ""
+
+
 @dataclass(frozen=True)
 class Loss:
-    """`column` is slower than `to` in this figure, by more than chance; `speed` is its share of the other's."""
+    """`column` is slower than `to` (a heading) in this figure, by more than chance; `speed` is its share of the
+    other's."""
 
     row: Row
     column: str
@@ -78,10 +92,10 @@ class Loss:
 def losses(report: Report, found: list[Row], column: str = "ve") -> Iterator[Loss]:
     """Where `column` loses, against any other: the interval of the ratio lies below 1 as a whole."""
     for row in found:
-        for other in row.cells:
-            ours, theirs = report.values(row.figure.name, column), report.values(row.figure.name, other)
-            if other == column or not ours or not theirs or min(*ours, *theirs) <= 0 or row.figure.unit == FACT:
+        for other in usable(report):
+            ours, theirs = report.values(row.figure.name, column), report.values(row.figure.name, other.name)
+            if other.name == column or not ours or not theirs or min(*ours, *theirs) <= 0 or row.figure.unit == FACT:
                 continue
             speed = ratio(ours, theirs) if row.figure.better == "higher" else ratio(theirs, ours)
             if speed and speed.count >= LEAST_RUNS and speed.high < 1 and speed.value < 1 - _LEAST_LOSS:
-                yield Loss(row, column, other, speed)
+                yield Loss(row, column, heading(other, row.work.group), speed)

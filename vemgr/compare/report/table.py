@@ -8,7 +8,7 @@ from itertools import groupby
 
 from vemgr.compare.report.literature import FELTER, SOURCE
 from vemgr.compare.report.numbers import digits, with_unit
-from vemgr.compare.report.summary import HOST, Cell, Row, losses, rows, usable
+from vemgr.compare.report.summary import HOST, Cell, Row, heading, losses, rows, usable, warmth
 from vemgr.compare.schema import Report
 from vemgr.compare.statistics import LEAST_RUNS
 
@@ -43,10 +43,11 @@ def _tables(report: Report, found: list[Row]) -> Iterator[str]:
         rows_ = [row for row in members if any(cell.estimate for cell in row.cells.values())]
         if not rows_:
             continue
-        head = [group.upper(), *(f"{column.name}{' (TCG)' if column.emulated else ''}" for column in columns)]
+        head = [group.upper(), *(heading(column, group) for column in columns)]
         lines = [head, *([row.figure.title, *(_cell(row, row.cells[column.name]) for column in columns)]
                          for row in rows_)]
-        yield _aligned(lines) + (f"\n{TCG}" if any(column.emulated for column in columns) else "")
+        notes = [TCG] * any(column.emulated for column in columns) + [warmth(columns, group)]
+        yield "\n".join([_aligned(lines), *filter(None, notes)])
 
 
 def _cell(row: Row, cell: Cell) -> str:

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from vemgr.compare.driver import Instance
+from vemgr.compare.memory import available
 from vemgr.compare.schema import Figure
-from vemgr.compare.workloads.lifecycle import available
 from vemgr.compare.workloads.network import sending
 from vemgr.compare.workloads.workload import LONG, Stage
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vemgr.compare.driver import Instance
+from vemgr.compare.driver import Instance, StartsWarm
+from vemgr.compare.memory import available
 from vemgr.compare.schema import Figure
 from vemgr.compare.workloads.workload import LONG, SHORT, Stage
 
@@ -53,7 +54,7 @@ class Density:
     What belongs to an instance's processes leaves out what the kernel keeps for it: namespaces, mounts, cgroups. So the
     memory that the host has less is looked at too, over many instances where they are small; the larger of the two is
     the rate. Where the host does not get back about as much when they stop, others have allocated or freed meanwhile,
-    and there is no such figure.
+    and there is no such figure. Nor is there one in a guest that runs already, which keeps what it has been given once.
     """
 
     name: str = "density"
@@ -95,7 +96,7 @@ class Density:
         if known:
             found["density.memory"] = sum(known) / len(known) / _MIB
         taken, given = before - with_all, after - with_all
-        if taken > 0 and abs(taken - given) <= taken * _DOUBT:
+        if not isinstance(stage.driver, StartsWarm) and taken > 0 and abs(taken - given) <= taken * _DOUBT:
             found["density.host"] = taken / len(amounts) / _MIB
             found["density.per-gib"] = 1024 / max(found.get("density.memory", 0), found["density.host"])
         return found
@@ -107,12 +108,6 @@ def _given_back(with_all: int, before: int) -> int:
     while (found := available()) - with_all < (before - with_all) * (1 - _DOUBT) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
-
-
-def available() -> int:
-    """Bytes that the host could give to new processes (proc_meminfo(5))."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
 
 
 WORKS = (Start(), Density())

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vemgr.compare.driver import Instance, SharesTemplate
+from vemgr.compare.driver import HasSystemsBelow, Instance, SharesTemplate
 from vemgr.compare.schema import Figure
 from vemgr.compare.workloads.lifecycle import NO_INSTANCE
 from vemgr.compare.workloads.workload import LONG, Stage, WorkFailed
@@ -48,9 +48,10 @@ class Update:
         with stage.several(COUNT) as instances:
             found = {"update.kernels": float(_kernels(instances)), **_in_each(stage, instances)}
         driver = stage.driver
+        below = driver.systems_below(COUNT) if isinstance(driver, HasSystemsBelow) else 0
         if not isinstance(driver, SharesTemplate):
-            return {**found, "update.systems": float(COUNT)}
-        return {**found, "update.systems": 1.0, **_by_template(stage, driver)}
+            return {**found, "update.systems": float(COUNT + below)}
+        return {**found, "update.systems": 1.0 + below, **_by_template(stage, driver)}
 
 
 def _kernels(instances: Sequence[Instance]) -> int:
