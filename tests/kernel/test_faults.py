@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Calls of every verb fail: a few of each here, all of them by `python -m tests.faults`."""
 
+import contextlib
 import os
 import random
 
@@ -17,50 +18,67 @@ POINTS = int(os.environ.get("VEMGR_FAULT_POINTS", "5"))  # of each role in each 
 SEED = seed("fault")
 
 
+class Stages:
+    """One for all scenarios. After one that went wrong the next gets another: nobody knows what is left on it."""
+
+    def __init__(self):
+        self._made = None
+        self._kept = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def one(self, *, alone=False):
+        if alone:
+            with made_stage(alone=True) as made:
+                yield made
+            return
+        with self._kept.pop_all() as stack:
+            made, self._made = self._made or stack.enter_context(made_stage()), None
+            yield made
+            self._made, self._kept = made, stack.pop_all()
+
+    def close(self):
+        self._kept.close()
+
+
 @pytest.fixture(scope="module")
-def stage(can_run_ves):
-    with made_stage() as made:
-        yield made
-
-
-@pytest.fixture
-def its_stage(request, scenario):
-    """That of all scenarios, or one of its own."""
-    if not scenario.alone:
-        yield request.getfixturevalue("stage")
-        return
-    with made_stage(alone=True) as made:
-        yield made
+def stages(can_run_ves):
+    made = Stages()
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_a_call_fails(can_run_ves, its_stage, scenario):
-    sample(its_stage, scenario, POINTS)
+def test_a_call_fails(stages, scenario):
+    with stages.one(alone=scenario.alone) as stage:
+        sample(stage, scenario, POINTS)
 
 
 @pytest.mark.parametrize("scenario", random.Random(SEED).sample(FEATURES, 3), ids=lambda scenario: scenario.name)
-def test_a_call_of_a_feature_fails(can_run_ves, stage, scenario):
+def test_a_call_of_a_feature_fails(stages, scenario):
     """Others each time, but under CI."""
-    sample(stage, scenario, 3)
+    with stages.one() as stage:
+        sample(stage, scenario, 3)
 
 
 @pytest.mark.parametrize("shortage", [shortage for shortage in SHORTAGES if shortage])
 @pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.name in (
     "create", "set, running", "start, a later", "stop --kill", "destroy", "exec")], ids=lambda scenario: scenario.name)
-def test_a_shortage_until_the_verb_has_failed(stage, scenario, shortage):
+def test_a_shortage_until_the_verb_has_failed(stages, scenario, shortage):
     """Undoing has to do without as well; afterwards all is there again."""
-    sample(stage, scenario, 2, **SHORTAGES[shortage])
+    with stages.one() as stage:
+        sample(stage, scenario, 2, **SHORTAGES[shortage])
 
 
 @pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.programs], ids=lambda scenario: scenario.name)
-def test_a_call_of_the_set_up_fails(stage, scenario):
+def test_a_call_of_the_set_up_fails(stages, scenario):
     print(f"seed {SEED}")
     outcome = Outcome()
-    scenario.base(stage)
-    before = stage.settled()
-    for call, number in random.Random(SEED).sample(programs.points(stage, scenario), 5 * POINTS):
-        programs.inject(stage, scenario, call, number, before, outcome)
-    scenario.clear(stage)
+    with stages.one() as stage:
+        scenario.base(stage)
+        before = stage.settled()
+        for call, number in random.Random(SEED).sample(programs.points(stage, scenario), 5 * POINTS):
+            programs.inject(stage, scenario, call, number, before, outcome)
+        scenario.clear(stage)
     assert not outcome.wrong, outcome.wrong
     assert outcome.points > 4 * POINTS, "strace makes no call fail"
 

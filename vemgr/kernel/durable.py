@@ -7,8 +7,10 @@ What was not may be there or not, in any order ("All File Systems Are Not Create
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from vemgr.kernel.renaming import exchange, rename_to_nothing
 
 
 def replace_file(path: str, text: str) -> None:
@@ -75,14 +77,27 @@ def remove_file(path: str) -> None:
 
 
 def rename_durably(source: str, target: str) -> None:
-    """Rename within a directory, and sync it. Raises `OSError`; then nothing is renamed."""
-    with _opened_directory(os.path.dirname(target)) as directory:
-        os.rename(source, target)
+    """Rename within a directory to a name that nothing has, and sync it. Raises `OSError`; then nothing is renamed."""
+    _renamed(rename_to_nothing, source, target)
+
+
+def exchange_durably(one: str, other: str) -> None:
+    """Exchange two names within a directory, and sync it. Raises `OSError`; then each is what it was.
+
+    The way to replace what must not be lost: a rename over it that may not last could not be taken back.
+    """
+    _renamed(exchange, one, other)
+
+
+def _renamed(rename: Callable[[int, str, str], None], source: str, target: str) -> None:
+    parent, (old, new) = os.path.dirname(target), map(os.path.basename, (source, target))
+    with _opened_directory(parent) as directory:
+        rename(directory, old, new)
         try:
             os.fsync(directory)
         except OSError:
             with suppress(OSError):
-                os.rename(target, source)
+                rename(directory, new, old)
             raise
 
 

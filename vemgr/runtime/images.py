@@ -20,7 +20,7 @@ from vemgr.core.config import Settings
 from vemgr.core.errors import BadValue, LimitNotReached, NotEnforceable, SystemFailure
 from vemgr.core.resources import format_size
 from vemgr.kernel import capabilities, ext4, loop, programs
-from vemgr.kernel.durable import rename_durably
+from vemgr.kernel.durable import exchange_durably, rename_durably
 from vemgr.kernel.syncfs import syncfs
 from vemgr.runtime.store import DISK_IMAGE, DISK_PARTIAL, storage_errors
 
@@ -159,7 +159,8 @@ class Images:
                     "it was", remedy="delete files in it first", field="disk", wanted=size) from None
             with _opened(partial) as fd:
                 os.fsync(fd)
-            rename_durably(partial, self.path(name))
+            exchange_durably(partial, self.path(name))
+            os.unlink(partial)
 
 
 def _check_growth(name: str, path: str, size: int) -> None:
