@@ -239,6 +239,12 @@ def test_a_whole_comparison(gcc, in_tmp_path, stand_ins, tmp_path):
     assert all(driver.closed and not driver.instances for driver in stand_ins.values())
 
 
+def test_a_quick_run_leaves_out_what_takes_long_unless_it_is_named(tmp_path):
+    assert list(wish(tmp_path).columns()) == list(drivers.NAMES)
+    assert set(drivers.NAMES) - set(wish(tmp_path, quick=True).columns()) == {"ve-in-guest", "ves-in-guest"}
+    assert wish(tmp_path, quick=True, drivers=("ve-in-guest",)).columns() == ("ve-in-guest",)
+
+
 def test_reports_are_written_when_it_is_interrupted(gcc, in_tmp_path, stand_ins, tmp_path, monkeypatch):
     work = Counting("syscall", values=[1.0, 1.0, 1.0, KeyboardInterrupt()], rounds=5)
     monkeypatch.setattr(comparison, "chosen", lambda names, quick: [work])

@@ -35,8 +35,9 @@ _EMULATED = "TCG"
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for. Empty `drivers` and `workloads`: all. `repeat` None: as each work has it. `resume`: go on with
-    what `output` has; then its header decides, and the rest of the wish is not looked at."""
+    """What is asked for. Empty `drivers`: all, or with `quick` those that it has time for; empty `workloads`: all.
+    `repeat` None: as each work has it. `resume`: go on with what `output` has; then its header decides, and the rest of
+    the wish is not looked at."""
 
     output: Path
     drivers: tuple[str, ...] = ()
@@ -55,6 +56,10 @@ class Wish:
                 raise BadValue("--driver", name, "there is no such driver",
                                remedy=f"there are: {', '.join(drivers.NAMES)}")
         chosen(self.workloads, quick=self.quick)
+
+    def columns(self) -> Sequence[str]:
+        """The names of the drivers."""
+        return self.drivers or [name for name in drivers.NAMES if not self.quick or name not in drivers.NOT_QUICK]
 
 
 def begun_with(output: Path) -> Header:
@@ -121,7 +126,7 @@ def clean(context: Context, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _columns(wish: Wish, kept: Kept, context: Context) -> Iterator[list[Driver]]:
-    names = [column.name for column in kept.header.columns] if kept.header else wish.drivers or drivers.NAMES
+    names = [column.name for column in kept.header.columns] if kept.header else wish.columns()
     with contextlib.ExitStack() as stack:
         found = []
         for name in dict.fromkeys(names):

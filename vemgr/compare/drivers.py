@@ -65,6 +65,8 @@ _MAKERS: dict[str, Callable[[Context], Driver]] = {
     **{name: _local(name) for name in ("crun", "runc", "podman", "lxc", "systemd-nspawn")},
 }
 NAMES = tuple(_MAKERS)
+#: Their guests take a good part of five minutes only to boot, where they are emulated.
+NOT_QUICK = ("ve-in-guest", "ves-in-guest")
 
 
 def driver(name: str, context: Context) -> Driver:
