@@ -258,9 +258,12 @@ def test_the_daemon_is_killed(make_instance, moment):
             call = {"made": "rename", "attached": "fsopen"}[moment]
             tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", f"{vemgr.base}/strace", "-e", f"trace={call}", "-e",
                                        f"inject={call}:signal=SIGKILL", "-p", str(daemon)])
-            eventually(lambda: "TracerPid:\t0" not in Path(f"/proc/{daemon}/status").read_text(), "no tracer")
-            assert vemgr("start", name, code=None).returncode
-            tracer.wait(30)
+            try:
+                eventually(lambda: "TracerPid:\t0" not in Path(f"/proc/{daemon}/status").read_text(), "no tracer")
+                assert vemgr("start", name, code=None).returncode
+            finally:
+                tracer.terminate()  # or it would be found much later, in a test that has nothing to do with it
+                tracer.wait(30)
         eventually(lambda: not is_alive(daemon), "the daemon stays")
         if moment == "running":
             assert vemgr.show(name)["pid"] == pid

@@ -347,14 +347,6 @@ def test_an_exchange_that_does_not_last_is_taken_back(tmp_path, monkeypatch):
     assert (old.read_text(), new.read_text()) == ("new", "old")
 
 
-def test_a_rename_takes_the_place_of_nothing(tmp_path):
-    (tmp_path / "a").write_text("a")
-    (tmp_path / "b").write_text("b")
-    with pytest.raises(FileExistsError):
-        durable.rename_durably(str(tmp_path / "a"), str(tmp_path / "b"))
-    assert (tmp_path / "b").read_text() == "b"
-
-
 def test_ids_are_not_given_where_others_may_have_them(tmp_path):
     assert subids.foreign_ranges((str(tmp_path / "nothing"),)) == []
     with pytest.raises(SystemFailure, match="cannot read"):

@@ -7,10 +7,10 @@ What was not may be there or not, in any order ("All File Systems Are Not Create
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from vemgr.kernel.renaming import exchange, rename_to_nothing
+from vemgr.kernel.renaming import exchange
 
 
 def replace_file(path: str, text: str) -> None:
@@ -77,8 +77,15 @@ def remove_file(path: str) -> None:
 
 
 def rename_durably(source: str, target: str) -> None:
-    """Rename within a directory to a name that nothing has, and sync it. Raises `OSError`; then nothing is renamed."""
-    _renamed(rename_to_nothing, source, target)
+    """Rename within a directory, to a name that nothing has, and sync it. Raises `OSError`; then nothing is renamed."""
+    with _opened_directory(os.path.dirname(target)) as directory:
+        os.rename(source, target)
+        try:
+            os.fsync(directory)
+        except OSError:
+            with suppress(OSError):
+                os.rename(target, source)
+            raise
 
 
 def exchange_durably(one: str, other: str) -> None:
@@ -86,18 +93,14 @@ def exchange_durably(one: str, other: str) -> None:
 
     The way to replace what must not be lost: a rename over it that may not last could not be taken back.
     """
-    _renamed(exchange, one, other)
-
-
-def _renamed(rename: Callable[[int, str, str], None], source: str, target: str) -> None:
-    parent, (old, new) = os.path.dirname(target), map(os.path.basename, (source, target))
-    with _opened_directory(parent) as directory:
-        rename(directory, old, new)
+    names = os.path.basename(one), os.path.basename(other)
+    with _opened_directory(os.path.dirname(other)) as directory:
+        exchange(directory, *names)
         try:
             os.fsync(directory)
         except OSError:
             with suppress(OSError):
-                rename(directory, new, old)
+                exchange(directory, *names)
             raise
 
 
