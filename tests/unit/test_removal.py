@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -75,5 +76,27 @@ def test_what_an_interrupted_removal_has_left(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(OSError, match="Input/output"):
             remove_tree(str(top))
     assert top.exists()
+    remove_tree(str(top))
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_space_for_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", source)
+
+    monkeypatch.setattr(os, "rename", full)
+    top = tmp_path / "top"
+    (top / "one/two/three").mkdir(parents=True)
+    (top / "one/two/file").touch()
+    (top / "other").mkdir()
+    remove_tree(str(top))
+    assert os.listdir(tmp_path) == []
+    top.mkdir()
+    deep(top, 200)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="No space left"):
+        remove_tree(str(top))
+    assert len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
     remove_tree(str(top))
     assert os.listdir(tmp_path) == []

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import secrets
+import shutil
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -218,9 +219,10 @@ class Store:
             os.chown(upper, id_base, id_base)
 
     def drop_trees(self, name: str) -> None:
-        """Undo `trees` where all of it was new: there are only files of ours in it."""
+        """Undo `trees` where all of it was new: there are only files of ours in it. So it needs no `remove_tree`, whose
+        renames want space, of which there may be none."""
         try:
-            remove_tree(f"{self.path(name)}/data")
+            shutil.rmtree(f"{self.path(name)}/data")
         except FileNotFoundError:
             pass
         except OSError as error:
