@@ -17,7 +17,7 @@ from tests.faults.verbs import SCENARIOS, Scenario
 
 def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome, how: dict[str, Any]) -> int:
     """All points from `first` on in one stage; returns the next one, after one that went wrong, or 0."""
-    at = first
+    at = 0
     try:
         with made_stage(alone=scenario.alone) as stage:
             scenario.base(stage)
@@ -30,7 +30,7 @@ def sweep(scenario: Scenario, role: str, first: int, outcome: Outcome, how: dict
             scenario.clear(stage)
     except Exception as error:
         outcome.wrong.append(f"{type(error).__name__}: {error} at {at}")
-        return at + 1
+        return at and at + 1  # where not even an undisturbed verb works, none follows
     return 0
 
 

@@ -325,7 +325,7 @@ static const struct { long number; const char *name; enum kind kind; int code; }
 	BY_NUMBER(clone3, PROCESS, EAGAIN), BY_NUMBER(close_range, OTHER, ENOMEM),
 	BY_NUMBER(pivot_root, OTHER, EBUSY), BY_NUMBER(capset, OTHER, EPERM), BY_NUMBER(seccomp, MEMORY, ENOMEM),
 	BY_NUMBER(bpf, MEMORY, ENOMEM), BY_NUMBER(openat2, DESCRIPTOR, EMFILE), BY_NUMBER(pidfd_open, DESCRIPTOR, EMFILE),
-	BY_NUMBER(renameat2, SPACE, ENOSPC),
+	BY_NUMBER(renameat2, OTHER, EIO),
 	BY_NUMBER(pidfd_send_signal, OTHER, ENOMEM), BY_NUMBER(unshare, MEMORY, ENOMEM), BY_NUMBER(setns, OTHER, ENOMEM),
 };
 

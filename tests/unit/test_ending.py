@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vemgr.core.config import Definition, Settings
-from vemgr.core.errors import Locked, SystemFailure, TemplateInUse, TemplateNotFound
+from vemgr.core.config import Definition, Settings, parse_settings
+from vemgr.core.errors import Locked, NoSpace, SystemFailure, TemplateInUse, TemplateNotFound
 from vemgr.core.host import HostConfig
 from vemgr.core.layers import HOST_TEMPLATE, Template
 from vemgr.core.lifecycle import State
@@ -28,6 +28,7 @@ from vemgr.runtime.launcher import Child
 from vemgr.runtime.manager import Manager
 from vemgr.runtime.ordering import Order
 from vemgr.runtime.reconcile import start_on_boot
+from vemgr.runtime.store import Store
 from vemgr.runtime.workers import started_pool
 
 DEFINITION = Definition(name="web1", template="bb", id_base=1 << 20, created="now")
@@ -251,6 +252,35 @@ def test_host_is_not_made_anew_under_a_ve_that_is_being_started():
     run(refresh())
     assert refreshed == [[], ["web1"]], "the store refuses while there are any"
     assert TemplateInUse(HOST_TEMPLATE, refreshed[1]).exit_code == 9
+
+
+# a disk that cannot have its new size
+
+
+def test_what_was_set_with_the_size_is_taken_back(tmp_path):
+    applied, published = [], []
+
+    async def apply(_name, settings, _before):
+        applied.append(settings)
+
+    def resize(_after, *, running):
+        raise NoSpace("no space", remedy="free some")
+
+    store = Store(str(tmp_path / "ve"))
+    parts = SimpleNamespace(config=HostConfig(), template_verbs=TemplateVerbs(), store=store, imports=None,
+                            promises=SimpleNamespace(), disks=SimpleNamespace(resize=resize),
+                            limits=SimpleNamespace(apply=apply),
+                            networking=SimpleNamespace(publish=lambda _name, what: published.append(what)))
+    manager = Manager(parts, SimpleNamespace())
+    instance = manager.instances.admit(DEFINITION)
+    store.create(DEFINITION)
+    instance.began(1, ready=True)
+    before, after = DEFINITION.settings, parse_settings({"memory": "64M", "disk": "1G"})
+    with pytest.raises(NoSpace):
+        run(manager._apply_and_save(instance, Definition(**{**vars(DEFINITION), "settings": after}), sized=True))
+    assert applied == [after, before] and published == [after.publish, before.publish]
+    assert instance.in_force == before and store.load("web1").settings == before
+    assert os.listdir(store.path("web1")) == ["config.toml"]
 
 
 # on boot

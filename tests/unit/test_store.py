@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,6 +76,22 @@ def test_create_and_load(store):
     assert store.load("web1") == WEB1 and tree(store) == ["web1", "web1/config.toml"]
     with pytest.raises(NoSuchVE):
         store.load("web2")
+
+
+def test_a_definition_comes_back_where_what_belongs_to_it_fails(store):
+    store.create(WEB1)
+    path = Path(store.path("web1"), "config.toml")
+    path.write_text(f"# mine\n{path.read_text()}")
+    before = path.read_text()
+    other = dataclasses.replace(WEB1, settings=Settings(description="other"))
+    with pytest.raises(NoSpace), store.saved(other):
+        assert store.load("web1") == other
+        raise NoSpace("none left")
+    assert path.read_text() == before
+    with store.saved(other):
+        pass
+    assert store.load("web1") == other and path.read_text().startswith("# mine\n")
+    assert os.listdir(path.parent) == ["config.toml"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)

@@ -31,6 +31,30 @@ def replace_file(path: str, text: str) -> None:
             raise
 
 
+@contextmanager
+def replaced_file(path: str, text: str) -> Iterator[None]:
+    """As `replace_file`, of a file that is there. It comes back where what is done meanwhile fails, and needs neither
+    space nor a descriptor for that: it may be for want of them that it has failed."""
+    temporary = unfinished(path)
+    with _opened_directory(os.path.dirname(path)) as directory:
+        try:
+            _write(temporary, text.encode())
+            _exchange(directory, temporary, path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                _exchange(directory, temporary, path)
+            raise
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
 def _write(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -93,15 +117,19 @@ def exchange_durably(one: str, other: str) -> None:
 
     The way to replace what must not be lost: a rename over it that may not last could not be taken back.
     """
-    names = os.path.basename(one), os.path.basename(other)
     with _opened_directory(os.path.dirname(other)) as directory:
-        exchange(directory, *names)
-        try:
-            os.fsync(directory)
-        except OSError:
-            with suppress(OSError):
-                exchange(directory, *names)
-            raise
+        _exchange(directory, one, other)
+
+
+def _exchange(directory: int, one: str, other: str) -> None:
+    names = os.path.basename(one), os.path.basename(other)
+    exchange(directory, *names)
+    try:
+        os.fsync(directory)
+    except OSError:
+        with suppress(OSError):
+            exchange(directory, *names)
+        raise
 
 
 def unfinished(path: str) -> str:

@@ -258,9 +258,8 @@ class Manager:
                 instance.definition = after  # before anything waits: its address is taken from now on
                 try:
                     await self._parts.networking.check_addresses(name, set(after.links) - set(before.links))
-                    await self._apply_and_save(instance, after)
-                    if {"disk", "inodes"} & {setting.key for setting in differing}:
-                        await self._resize(before, after, running=instance.running)
+                    sized = bool({"disk", "inodes"} & {setting.key for setting in differing})
+                    await self._apply_and_save(instance, after, sized=sized)
                 except BaseException:
                     instance.definition = before
                     raise
@@ -269,18 +268,8 @@ class Manager:
             return [setting.key for setting in differing
                     if instance.running and not setting.live and setting.key not in live]
 
-    async def _resize(self, before: Definition, after: Definition, *, running: bool) -> None:
-        """Give the VE's disk its new size, which is saved already: what a daemon that ends now leaves, the next start
-        completes."""
-        parts = self._parts
-        resize = functools.partial(parts.disks.resize, after, running=running)
-        try:
-            await asyncio.get_running_loop().run_in_executor(parts.imports, resize)
-        except BaseException:
-            await asyncio.to_thread(parts.store.save, before)
-            raise
-
-    async def _apply_and_save(self, instance: Instance, after: Definition) -> None:
+    async def _apply_and_save(self, instance: Instance, after: Definition, *, sized: bool) -> None:
+        """`sized`: whether its disk is to get another size as well. On failure all is as before."""
         name, before, networking = after.name, instance.in_force, self._parts.networking
         if instance.running:
             networking.publish(name, after.settings.publish)
@@ -292,7 +281,11 @@ class Manager:
                     await networking.share(after)
                 await self._parts.limits.apply(name, after.settings, before)
             try:
-                await asyncio.to_thread(self._parts.store.save, after)
+                if sized:
+                    resize = functools.partial(self._save_and_resize, after, running=instance.running)
+                    await asyncio.get_running_loop().run_in_executor(self._parts.imports, resize)
+                else:
+                    await asyncio.to_thread(self._parts.store.save, after)
             except VemgrError:
                 if instance.running:  # what is not kept must not be in force
                     await self._parts.limits.apply(name, before, after.settings)
@@ -306,6 +299,11 @@ class Manager:
                     await networking.share(replace(after, settings=before))
             raise
         instance.in_force = self._live(instance, after.settings)
+
+    def _save_and_resize(self, after: Definition, *, running: bool) -> None:
+        """What a daemon that ends in between leaves, the next start completes."""
+        with self._parts.store.saved(after):
+            self._parts.disks.resize(after, running=running)
 
     @staticmethod
     def _live(instance: Instance, settings: Settings) -> Settings:

@@ -141,7 +141,7 @@ class Starter:
     def _trees(self, definition: Definition, count: int, project: int, undo: contextlib.AsyncExitStack) -> None:
         store = self._parts.store
         if store.trees(definition, count, project):  # a few calls: a thread's wake-up takes longer
-            undo.push_async_callback(asyncio.to_thread, store.drop_trees, definition.name)
+            undo.push_async_callback(asyncio.to_thread, store.drop_trees, definition.name, count)
 
     async def _make_cgroup(self, definition: Definition, plan: Plan, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup with device policy and limits, as a descriptor to be born into."""

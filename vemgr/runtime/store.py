@@ -27,7 +27,13 @@ from vemgr.core.errors import BadValue, NoSpace, NoSuchVE, SystemFailure, VEExis
 from vemgr.core.ids import ID_COUNT, NESTED_BASE
 from vemgr.core.links import Link, parse_address, parse_links, show_links
 from vemgr.core.names import check_name
-from vemgr.kernel.durable import make_directories, rename_durably, replace_file, unfinished
+from vemgr.kernel.durable import (
+    make_directories,
+    rename_durably,
+    replace_file,
+    replaced_file,
+    unfinished,
+)
 from vemgr.kernel.namespaces import nested
 from vemgr.kernel.quota import assign
 from vemgr.kernel.removal import remove_tree
@@ -174,6 +180,14 @@ class Store:
         with storage_errors(f"save the definition of VE {definition.name}"):
             replace_file(path, _render(definition, _existing(path)))
 
+    @contextmanager
+    def saved(self, definition: Definition) -> Iterator[None]:
+        """Save it; where what is done meanwhile fails, the one that was there comes back. See `replaced_file`."""
+        path = f"{self.path(definition.name)}/config.toml"
+        with storage_errors(f"save the definition of VE {definition.name}"), replaced_file(
+                path, _render(definition, _existing(path))):
+            yield
+
     def _marked(self, definition: Definition) -> Definition:
         if definition.started or not os.path.exists(f"{self.path(definition.name)}/{_STARTED}"):
             return definition
@@ -198,7 +212,7 @@ class Store:
                 self._make_trees(data, definition.id_base, count, project if new else 0)
         except VemgrError:
             if new:
-                self.drop_trees(definition.name)
+                self.drop_trees(definition.name, count)
             raise
         return new
 
@@ -218,11 +232,16 @@ class Store:
             os.chmod(upper, 0o755)
             os.chown(upper, id_base, id_base)
 
-    def drop_trees(self, name: str) -> None:
-        """Undo `trees` where all of it was new: there are only files of ours in it. So it needs no `remove_tree`, whose
-        renames want space, of which there may be none."""
+    def drop_trees(self, name: str, count: int) -> None:
+        """Undo `trees` where all of it was new: there are only files of ours in it, and most often none. So it goes
+        without descriptors, and without the renames of `remove_tree`, which want space: it may be for want of them that
+        the VE did not start."""
+        data = f"{self.path(name)}/data"
+        for path in (*(f"{data}/{number}{kind}" for number in range(count) for kind in ("/upper", "/work", "")), data):
+            with suppress(OSError):
+                os.rmdir(path)
         try:
-            shutil.rmtree(f"{self.path(name)}/data")
+            shutil.rmtree(data)
         except FileNotFoundError:
             pass
         except OSError as error:
