@@ -97,6 +97,24 @@ def test_libvirt_that_does_not_connect(host, guests):
     assert guests.probe() == "libvirt does not connect to qemu:///system: Cannot recv data: Connection reset by peer"
 
 
+def test_a_libvirt_without_its_account(host, tmp_path, monkeypatch):
+    """Its driver comes up once in a process: the second kind of guests is told the same as the first."""
+    def refuse(uri):
+        raise LibvirtError("internal error: qemu state driver is not active" if tried else
+                           "invalid argument: Failed to parse user 'libvirt-qemu'")
+
+    tried = []
+    host.libvirt.open = lambda uri: tried.append(refuse(uri))
+    monkeypatch.setattr(connection, "choose", lambda uri: "")
+    monkeypatch.setattr(connection, "_start_events", lambda libvirt: None)
+    monkeypatch.setattr(connection, "_failures", [])
+    (tmp_path / "run").mkdir()
+    for name in ("kvm-virtio", "kvm-emulated"):
+        guests = GuestDriver(Context(tmp_path / "state", "", "bb"), name, "", VIRTIO)
+        assert "Failed to parse user 'libvirt-qemu'; make the account" in guests.probe()
+        tried.append(name)
+
+
 def test_an_image_for_which_there_is_no_space(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin/mke2fs"

@@ -36,7 +36,11 @@ cgroup_controllers = [ ]
 stdio_handler = "file"
 namespaces = [ ]
 """
+# It looks up its own account even so, which Debian makes with the whole daemon only.
+_NO_ACCOUNT = "Failed to parse user"
+_ACCOUNT = "make the account, as scripts/prepare-compare does, or install libvirt-daemon-system"
 _events: list[threading.Thread] = []
+_failures: list[DriverFailed] = []
 
 
 def module() -> Any:
@@ -83,13 +87,25 @@ def ports(uri: str, directory: Path) -> Path:
 def connect(uri: str, directory: Path) -> libvirt.virConnect:
     """Raises `DriverFailed`."""
     libvirt = module()
-    if not uri:
-        uri = f"qemu:///embed?root={_own_root()}"
-        _start_events(libvirt)
+    if uri:
+        return _opened(libvirt, uri)
+    if _failures:  # the driver comes up once in a process; what it says afterwards explains nothing
+        raise _failures[0]
+    root = _own_root()
+    _start_events(libvirt)
+    try:
+        return _opened(libvirt, f"qemu:///embed?root={root}")
+    except DriverFailed as failure:
+        _failures.append(failure)
+        raise
+
+
+def _opened(libvirt: Any, uri: str) -> libvirt.virConnect:
     try:
         return libvirt.open(uri)
     except libvirt.libvirtError as error:
-        raise DriverFailed(f"libvirt does not connect to {uri}: {error}", uri=uri) from error
+        remedy = _ACCOUNT if _NO_ACCOUNT in str(error) else ""
+        raise DriverFailed(f"libvirt does not connect to {uri}: {error}", remedy=remedy, uri=uri) from error
 
 
 def _own_root() -> Path:
