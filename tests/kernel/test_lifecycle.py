@@ -345,7 +345,8 @@ def test_a_bridge_without_a_free_port(fresh):
     bridge = next(link for link in fresh.links() if link != "lo")
     before = fresh.traces()
     links = [f"x{number}" for number in range(1023)]
-    batch = [line for link in links for line in (f"link add {link} type ifb", f"link set {link} master {bridge}")]
+    batch = [line for link in links for line in (
+        f"link add {link} type veth peer name p{link}", f"link set {link} master {bridge}")]
     fresh.ip_batch(batch)
     failed = fresh("start", name, code=7)
     assert "start: network: RTM_NEWLINK" in failed.stderr and "no more than 1023 ports" in failed.stderr
