@@ -18,6 +18,8 @@ from typing import Any
 from benchmark.measure import Failed
 from benchmark.process import run, timed
 from benchmark.tree import make_tree
+from vemgr.compare.peers.controllers import controllers
+from vemgr.compare.peers.podman import ulimits
 from vemgr.core import resources, syscalls
 from vemgr.core.ids import ID_COUNT
 from vemgr.core.plan import Mask, ReadOnly, kernel_operations
@@ -185,8 +187,10 @@ class Podman:
             run(["tar", "-C", str(tree), "-cf", str(archive), "."])
             run([*self._podman, "import", str(archive), "localhost/bench"])
         try:
-            run([*self._podman, "create", f"--name={self._name}", f"--network={network}", "localhost/bench",
-                 "/sbin/init"])
+            # Where there are none for it podman is faster without, and could not set its device policy.
+            cgroups = [] if {"cpu", "memory"} <= controllers() else ["--cgroups=disabled"]
+            run([*self._podman, "create", f"--name={self._name}", f"--network={network}", *ulimits(), *cgroups,
+                 "localhost/bench", "/sbin/init"])
             self.run()
         except BaseException:
             self.close()

@@ -25,7 +25,7 @@ class Podman(Runtime):
         limits = [f"--cpus={instance.resources.cpus}", f"--memory={instance.resources.memory}"] \
             if {"cpu", "memory"} <= controllers() else ["--cgroups=disabled"]
         return ["podman", "run", "--rm", f"--name={instance.name}", "--network=none", *limits, "--stop-signal=SIGTERM",
-                *_ulimits(), f"--env={VARIABLE}={instance.mark}", "--rootfs", str(instance.tree.root), FIRST, STAMP]
+                *ulimits(), f"--env={VARIABLE}={instance.mark}", "--rootfs", str(instance.tree.root), FIRST, STAMP]
 
     def leader(self, instance: LocalInstance) -> int:
         """Its monitor is no child of the command that waits for it."""
@@ -42,7 +42,7 @@ class Podman(Runtime):
         command("podman", "rm", "--force", "--ignore", "--time=0", name, instance=name)
 
 
-def _ulimits() -> list[str]:
+def ulimits() -> list[str]:
     """By number: what podman asks for otherwise, with --ulimit=host too, is more than it may without CAP_SYS_RESOURCE
     (in a container, say). It has lowered its own limit of processes to the kernel's by then."""
     files, processes = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_NPROC)[1]
