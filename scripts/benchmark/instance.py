@@ -37,9 +37,11 @@ _LIMITS = (
 )
 # What pip installs as `vemgr`, for its time as a whole process.
 _SCRIPT = """#!{python}
+import re
 import sys
 from {module} import {function}
 if __name__ == "__main__":
+    sys.argv[0] = re.sub(r"(-script\\.pyw|\\.exe)?$", "", sys.argv[0])
     sys.exit({function}())
 """
 

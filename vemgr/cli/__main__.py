@@ -9,9 +9,13 @@ of the ordinary is left to the long way, which has all the words for it.
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from typing import NoReturn
+from _socket import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, socket
+
+# `socket` and `typing` take longer to be imported than the VE to start; what is underneath them is built in.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _DEFAULT_CONFIG, _DEFAULT_RUN_DIR = "/etc/vemgr/vemgr.toml", "/run/vemgr"
 _WAIT = 120  # seconds, as --timeout has it
@@ -51,25 +55,33 @@ def _start(name: str, *, wait: bool) -> bytes | None:
     run_dir = _run_dir(os.environ.get("VEMGR_CONFIG") or _DEFAULT_CONFIG)
     if run_dir is None or name.startswith("-") or not (name.isascii() and name.replace("-", "").isalnum()):
         return None
-    with socket.socket(socket.AF_UNIX) as daemon, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
-        try:
-            daemon.connect(f"{run_dir}/vemgr.sock")
-            keeper.connect(f"{run_dir}/keeper.sock")  # one that has ended is for the long way to start
-        except OSError:
-            return None
-        reply = b""
-        try:
-            waiting = b', "wait": %d' % _WAIT if wait else b""
-            daemon.sendall(b'{"method": "org.vemgr.Manager.Start", "parameters": {"name": "%b"%b}}\0' % (
-                name.encode(), waiting))
-            while not reply.endswith(b"\0"):
-                part = daemon.recv(65536)
-                if not part:
-                    break
-                reply += part
-        except OSError:
-            pass  # it may have been asked, so it is not to be asked again
-        return reply
+    daemon, keeper = socket(AF_UNIX, SOCK_STREAM), socket(AF_UNIX, SOCK_SEQPACKET)
+    try:
+        return _asked(daemon, keeper, run_dir, name, wait=wait)
+    finally:
+        daemon.close()
+        keeper.close()
+
+
+def _asked(daemon: socket, keeper: socket, run_dir: str, name: str, *, wait: bool) -> bytes | None:
+    try:
+        daemon.connect(f"{run_dir}/vemgr.sock")
+        keeper.connect(f"{run_dir}/keeper.sock")  # one that has ended is for the long way to start
+    except OSError:
+        return None
+    reply = b""
+    try:
+        waiting = b', "wait": %d' % _WAIT if wait else b""
+        daemon.sendall(b'{"method": "org.vemgr.Manager.Start", "parameters": {"name": "%b"%b}}\0' % (
+            name.encode(), waiting))
+        while not reply.endswith(b"\0"):
+            part = daemon.recv(65536)
+            if not part:
+                break
+            reply += part
+    except OSError:
+        pass  # it may have been asked, so it is not to be asked again
+    return reply
 
 
 def _run_dir(path: str) -> str | None:
