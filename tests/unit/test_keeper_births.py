@@ -11,12 +11,13 @@ import time
 
 import pytest
 
-from vemgr.core.plan import Network, Plan, kernel_operations
+from vemgr.core.plan import Layer, Network, Overlay, Plan, kernel_operations
 from vemgr.keeper import births, server, spawn
 from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.protocol import VERSION, channel_pair, receive, send
 from vemgr.keeper.server import Keeper
+from vemgr.kernel import libc
 from vemgr.kernel.process import start_time
 
 
@@ -402,3 +403,14 @@ def test_shutdown(world):
     assert world.hear(daemon)["event"] == "exited"
     assert world.ask(daemon, "shutdown", 3)["ending"] is True
     world.loop.run()
+
+
+def test_a_sysctl_that_may_be_missing_forgives_nothing_else():
+    """What is expected of the opening of one was expected of the wait for /proc, which came to be in front of it."""
+    plan = Plan(name="a", hostname="a", id_base=1879048192, init=(), stage="/s", first=False, operations=(
+        Layer(0, "/t"), Overlay("/", (0,), "/d"), *kernel_operations(), Network()))
+    calls = spawn._birth_program(plan, bytes(8))._calls
+    (opened,) = [call for call in calls if call.number == libc.number("openat2")
+                 and b"sys/net/ipv4/ping_group_range" in call.arguments]
+    assert [error for error, _ in opened.errors] == [errno.ENOENT]
+    assert [call for call in calls if call.number == -6 and call.errors] == []

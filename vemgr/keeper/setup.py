@@ -270,9 +270,10 @@ class Setup:
         self._enter_network()
         value = self._expanded(text)
         length = self.program.number(lambda plan: len(plan.expand(text)))
+        proc = self._mounted("proc")  # before the block, of which the first call alone may find nothing
         # The kernel may have been built without it.
         with self.program.optional_descriptor() as fd:
-            self.tree.open(self._mounted("proc"), f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, NO_LINKS, fd)
+            self.tree.open(proc, f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, NO_LINKS, fd)
             self.program.call("write", fd, value, length)
         self.program.release(length)
 
