@@ -5,6 +5,7 @@ import asyncio
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -266,6 +267,32 @@ def test_all_are_looked_at_when_a_disk_gets_another_scheduler(host, monkeypatch)
     monkeypatch.setattr(Disks, "behind", lambda _data: Disks(("8:0",), "io.bfq.weight"))
     host.tick(2)
     assert {host.read(f"ve{number}", "io.bfq.weight") for number in range(100)} == {"500"}
+
+
+@pytest.mark.parametrize(("file", "at_work"), [("pids.max", "verb"), ("cpu.weight", "balancer")])
+def test_what_cannot_be_said_yet_is_looked_at_again(host, monkeypatch, file, at_work):
+    """A verb that begins between the two looks of a tick, and a start elsewhere that moves all weights."""
+    async def story():
+        many = [host.start(f"ve{number}") for number in range(40)]
+        for _ in range(12):
+            await host.loop.tick()
+        host.write("ve30", file, "7")
+        host.loop._inspection._next = 0
+        if at_work == "verb":
+            monkeypatch.setattr(host.loop, "_look_at_memory", lambda _running, _now: [SimpleNamespace(ve="ve0")])
+            monkeypatch.setattr(host.loop, "_reclaim", lambda _take: many[30].lock.acquire())
+        else:
+            monkeypatch.setattr(host.loop._inspection._balancer, "_awake", True)
+        await host.loop.tick()
+        monkeypatch.undo()
+        if at_work == "verb":
+            many[30].lock.release()
+        assert host.events() == []
+        await host.loop.tick()
+
+    monkeypatch.setattr(readings, "available", lambda: 8 * GIB)
+    asyncio.run(asyncio.wait_for(story(), 20))
+    assert host.read("ve30", file) == FILES[file]
 
 
 def test_what_is_written_while_a_verb_is_at_work_is_looked_at_after_it(host):

@@ -80,6 +80,23 @@ def test_files_of_a_cgroup(tmp_path):
         CgroupFigures(str(tmp_path / "x"), ALL).read({"a": "a"})
 
 
+def test_two_threads_find_out_what_a_kernel_lacks(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "cpu.stat").write_text("usage_usec 5\n")
+    figures = CgroupFigures(str(tmp_path), frozenset({"pids"}))
+    there, again = cgroup_figures._is_there, []
+
+    def is_there(base, name):
+        monkeypatch.undo()
+        again.append(figures.read({"a": "a"}))  # what another thread reads meanwhile
+        return there(base, name)
+
+    monkeypatch.setattr(cgroup_figures, "_is_there", is_there)
+    assert figures.read({"a": "a"}) == {"a": {"cpu.stat.usage_usec": 5}}
+    assert again == [{"a": {"cpu.stat.usage_usec": 5}}]
+    assert figures.without_peak({"a": "a"}) == {}
+
+
 def test_what_goes_through_a_loop_device_counts_once(monkeypatch):
     monkeypatch.setattr(cgroup_figures, "_is_layered", lambda device: device.startswith("7:"))
     text = ("8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n7:0 rbytes=10 wbytes=20 rios=1 wios=2\n"

@@ -28,20 +28,24 @@ class CgroupFigures:
         self._base = base
         self._files = [file for controller, files in _FILES.items() if controller in ("", *controllers)
                        for file in files]
-        self._certain = False  # whether these are the ones that this kernel has
+        self._lacking: set[str] = set()  # of them on this kernel
+        self._certain = False  # whether these are all
 
     def read(self, places: Mapping[str, str]) -> dict[str, dict[str, int]]:
         """`places`: paths below `base`, by name. By name: figures by file, or by file and key: "memory.current",
         "cpu.stat.usage_usec". One that cannot be read is left out, and so is a cgroup that has gone. Raises `OSError`
         when `base` is gone."""
-        return self._read(places, self._files)
+        return self._read(places, self._there())
 
     def without_peak(self, places: Mapping[str, str]) -> dict[str, dict[str, int]]:
         """Only what this kernel keeps no maximum of; the first time, to find that out, all. Raises `OSError` as
         `read` does."""
-        return self._read(places, self._files if not self._certain else [
-            file for file in self._files
-            if file.endswith(".current") and file.replace(".current", ".peak") not in self._files])
+        return self._read(places, self._there() if not self._certain else [
+            file for file in self._there()
+            if file.endswith(".current") and file.replace(".current", ".peak") not in self._there()])
+
+    def _there(self) -> list[str]:
+        return [file for file in self._files if file not in self._lacking]
 
     def _read(self, places: Mapping[str, str], files: list[str]) -> dict[str, dict[str, int]]:
         base = os.open(self._base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -56,13 +60,15 @@ class CgroupFigures:
 
     def _read_one(self, base: int, name: str, files: list[str], layered: dict[str, bool]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for file in tuple(files):
+        for file in files:
+            if file in self._lacking:
+                continue
             try:
                 fd = os.open(f"{name}/{file}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=base)
             except FileNotFoundError:
                 if not found or not _is_there(base, name):
                     return {}  # the VE has ended
-                files.remove(file)  # this kernel is older
+                self._lacking.add(file)  # this kernel is older; another thread may have found out as well
                 continue
             try:
                 text = os.read(fd, _LONGEST if file == "io.stat" else _PAGE).decode("ascii")

@@ -37,6 +37,11 @@ class Balancer:
             self._awake = True
             self._in_background(self._run())
 
+    @property
+    def at_work(self) -> bool:
+        """What a VE should have now cannot be said until this is done."""
+        return self._awake
+
     def weight_of(self, name: str, given: int) -> int | None:
         """The cpu.weight that the cgroup of a VE or a group should have now, which was given another; None while it is
         being changed."""

@@ -74,8 +74,13 @@ class Inspection:
         self._writes.close()
 
     def differing(self, instance: Instance) -> dict[str, tuple[str, str]]:
-        """By file what it holds and should hold. Of a VE that a verb is at work on nothing can be said."""
-        if instance.lock.locked() or not instance.running:
+        """By file what it holds and should hold. What cannot be said now, since others are at work, is looked at
+        again: who wrote it writes no second time."""
+        if not instance.running:
+            return {}
+        if instance.lock.locked() or self._balancer.at_work:
+            self._written[instance.name] = None
+        if instance.lock.locked():
             return {}
         return self._differing(instance.name, self._wanted(instance))
 
