@@ -203,7 +203,7 @@ class FakeVE:
         return 8192
 
     def stop(self):
-        return 0.125
+        return 0.0125
 
 
 class FakeDriver:
@@ -259,7 +259,7 @@ def test_a_conversation(agent):
         GuestVE(guest, "bad", RESOURCES)
     ve.spawn(["server"]).stop()
     assert (ve.memory(), ve.disk_bytes()) == (1 << 20, 8192)
-    assert ve.stop() == 0.125
+    assert ve.stop() == 0.0125
 
 
 def test_several_ves_work_at_once_in_one_guest(agent):
@@ -285,8 +285,15 @@ def test_a_guest_that_goes_is_told():
 def test_a_guest_that_says_nothing_does_not_answer():
     ours, theirs = socket.socketpair()
     link = Link(ours, "house")
-    with pytest.raises(DriverFailed, match="guest house does not answer"):
-        link.await_agent(0.05)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(link.ask, "look", name="web1")
+        while len(link._waiting) < 2:
+            time.sleep(0.01)
+        with pytest.raises(DriverFailed, match="guest house does not answer"):
+            link.await_agent(0.05)
+        with pytest.raises(DriverFailed, match="guest house has gone"):  # nobody else waits for it either
+            other.result(20)
+    assert link.gone
     with theirs:
         link.close()
 
@@ -301,6 +308,18 @@ def test_a_guest_whose_clock_goes_wrong_has_no_figures():
     with pytest.raises(DriverFailed, match="its clock goes wrong"):
         GuestVE(SimpleNamespace(ask=ask), "web1", RESOURCES)
     assert asked == ["start", "stop"]
+    ve = GuestVE(SimpleNamespace(ask=lambda *_, **__: {"first": 0, "up": 0, "address": "", "disk": 0, "seconds": 9}),
+                 "web2", RESOURCES)
+    with pytest.raises(DriverFailed, match=r"web2: its clock goes wrong: 9\.00 s"):
+        ve.stop()
+
+
+def test_a_start_that_takes_too_long_is_a_failure_and_no_missing_word():
+    def ask(*_args, **_facts):
+        raise TimeoutError("VE web1 had not started after 60 seconds")
+
+    with pytest.raises(DriverFailed, match="web1: VE web1 had not started after 60 seconds"):
+        GuestVE(SimpleNamespace(ask=ask), "web1", RESOURCES)
 
 
 # the drivers
@@ -321,7 +340,7 @@ def guests(monkeypatch):
             if self.gone or facts.get("name") == "bad":
                 raise DriverFailed("gone")
             return {"start": {"first": 0.001, "up": 0.002, "address": "198.18.1.66", "disk": 4096},
-                    "stop": {"seconds": 0.5}, "look": {"memory": 1 << 20, "disk": 8192}, "make-template": {"disk": 7},
+                    "stop": {"seconds": 0.05}, "look": {"memory": 1 << 20, "disk": 8192}, "make-template": {"disk": 7},
                     "run": {"code": 0, "stdout": base64.b64encode(b"out").decode(), "stderr": ""}}.get(do, {})
 
         def stop(self):
@@ -342,7 +361,7 @@ def test_a_start_in_a_guest_of_its_own_is_that_of_both(guests, tmp_path):
     assert (instance.first_instruction, instance.up) == (10.001, 10.002)
     assert (instance.memory(), instance.disk_bytes(), blend.disk_bytes()) == (300 << 20, 1 << 20, 1 << 20)
     assert instance.run(["x"], timeout=1).stdout == b"out"
-    assert instance.stop() == 2.5 and instance.stop() == 0.0 and guests[0].stopped == 1
+    assert instance.stop() == 2.05 and instance.stop() == 0.0 and guests[0].stopped == 1
     with pytest.raises(DriverFailed):
         blend.start("bad", RESOURCES)
     assert guests[1].stopped == 1
@@ -366,9 +385,9 @@ def test_several_in_one_guest_which_is_started_once(guests, tmp_path, monkeypatc
     assert [guest.resources for guest in guests] == [
         Resources(len(os.sched_getaffinity(0)), 9 * RESOURCES.memory)]
     assert (one.first_instruction, two.up, blend.disk_bytes(), two.memory()) == (0.001, 0.002, 4096, 1 << 20)
-    assert one.stop() == 0.5 and one.stop() == 0.0 and guests[0].stopped == 0
+    assert one.stop() == 0.05 and one.stop() == 0.0 and guests[0].stopped == 0
     assert blend.template_of(two, "new") == 7 and two.stop() == 0.0
-    assert blend.start_from("new", "web3", RESOURCES).stop() == 0.5
+    assert blend.start_from("new", "web3", RESOURCES).stop() == 0.05
 
     guests[0].gone = True
     blend.remove_template("new")

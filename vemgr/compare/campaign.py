@@ -114,7 +114,7 @@ class Campaign:
         try:
             values = work.measure(stage)
         except (VemgrError, OSError) as why:
-            error = str(why)
+            error = str(why) or repr(why)  # an error without a word is one all the same
         after = counters()
         disturbed = noise.between(before, after)
         invalid = "" if error else noise.objection(disturbed, self._header.noise, crowded=work.crowded)
@@ -127,7 +127,7 @@ def _missing(work: Workload, stage: Stage) -> str:
     try:
         return work.missing(stage)
     except (VemgrError, OSError) as error:
-        return str(error)
+        return str(error) or repr(error)
 
 
 def prepared(drivers: Sequence[Driver], prepare: Callable[[Driver], None], progress: Progress) -> dict[str, str]:

@@ -160,7 +160,8 @@ class Images:
             with _opened(partial) as fd:
                 os.fsync(fd)
             exchange_durably(partial, self.path(name))
-            os.unlink(partial)
+            with contextlib.suppress(OSError):  # it is done; the daemon deletes this when it starts
+                os.unlink(partial)
 
 
 def _check_growth(name: str, path: str, size: int) -> None:

@@ -92,8 +92,11 @@ def _is_elf(path: str) -> bool:
 def libraries(files: Iterable[str]) -> list[str]:
     """The shared libraries that these need, and those that they need (ldd(1)). Raises `DriverFailed`."""
     # One that is static makes ldd's exit code 1, so that is not looked at.
-    done = subprocess.run(["ldd", *files], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                          timeout=120, check=False)
+    try:
+        done = subprocess.run(["ldd", *files], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              errors="replace", timeout=120, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DriverFailed("ldd had not ended after 120 seconds") from error
     if lacking := _MISSING.search(done.stdout):
         raise DriverFailed(f"the library {lacking[1]} is not installed", library=lacking[1])
     return sorted(set(_LIBRARY.findall(done.stdout)))

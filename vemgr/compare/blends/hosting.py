@@ -95,7 +95,10 @@ class GuestVE:
     def __init__(self, guest: HostingGuest, name: str, resources: Resources, template: str = "") -> None:
         self.name, self.guest = name, guest
         begin = time.monotonic()
-        found = guest.ask("start", name=name, cpus=resources.cpus, memory=resources.memory, template=template)
+        try:
+            found = guest.ask("start", name=name, cpus=resources.cpus, memory=resources.memory, template=template)
+        except TimeoutError as error:
+            raise DriverFailed(f"{name}: {error}", instance=name) from None
         if why := clock_objection(found["up"], time.monotonic() - begin):
             guest.ask("stop", name=name)
             raise DriverFailed(f"{name}: {why}", instance=name)
@@ -126,7 +129,11 @@ class GuestVE:
         return found
 
     def stop(self) -> float:
-        return float(self.guest.ask("stop", name=self.name)["seconds"])
+        begin = time.monotonic()
+        seconds = float(self.guest.ask("stop", name=self.name)["seconds"])
+        if why := clock_objection(seconds, time.monotonic() - begin):
+            raise DriverFailed(f"{self.name}: {why}", instance=self.name)
+        return seconds
 
 
 class CommandInGuest:

@@ -55,11 +55,12 @@ class Link:
             try:
                 self._socket.sendall(json.dumps({"id": number, "do": do, **facts}).encode() + b"\n")
             except OSError as error:
+                self._lose()
                 raise self._lost() from error
         found = self._answer(number, patience)
         if "failed" in found:
             if found["late"]:
-                raise TimeoutError
+                raise TimeoutError(found["failed"])
             raise DriverFailed(f"in guest {self._name}: {found['failed']}", instance=self._name)
         return found
 
@@ -75,6 +76,8 @@ class Link:
         try:
             found = self._waiting[number].get(timeout=patience)
         except queue.Empty:
+            with self._lock:
+                self._lose()  # whatever else it was asked: another guest takes its place
             raise DriverFailed(f"guest {self._name} does not answer", instance=self._name) from None
         finally:
             self._waiting.pop(number, None)
@@ -97,9 +100,13 @@ class Link:
                 if waiting := self._waiting.get(answer["id"]):
                     waiting.put(answer)
         with self._lock:
-            self._gone = True
-            for waiting in self._waiting.values():
-                waiting.put(None)
+            self._lose()
+
+    def _lose(self) -> None:
+        """With the lock held."""
+        self._gone = True
+        for waiting in [*self._waiting.values()]:  # whoever is woken takes itself out
+            waiting.put(None)
 
     def _receive(self) -> bytes:
         """Nothing when the guest has gone."""

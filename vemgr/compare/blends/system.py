@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 import sysconfig
-import tempfile
 from pathlib import Path
 
 import vemgr
@@ -111,16 +111,17 @@ def build(directory: Path, journal: Journal) -> Path:
     if not path.exists():
         for old in directory.glob("*.ext4"):
             old.unlink()
-        scratch = tempfile.mkdtemp(dir=directory, prefix="collecting-")
-        number = journal.add(KIND, path=scratch)
+        scratch = directory / f"collecting-{secrets.token_hex(4)}"
+        number = journal.add(KIND, path=str(scratch))  # before it is there, so that it is removed whenever this is killed
         try:
-            top = Path(scratch) / "root"
+            top = scratch / "root"
+            scratch.mkdir(mode=0o700)
             collect(top)
-            new = Path(scratch) / path.name
+            new = scratch / path.name
             image.make(top, new, image.fingerprint(top)[1] + _SPARE)
             new.rename(path)
         finally:
-            undo({"path": scratch})
+            undo({"path": str(scratch)})
             journal.done(number)
     return path
 
@@ -143,8 +144,9 @@ def collect(top: Path) -> None:
         found.add(file)
     found.add_libraries()
     _configure(found)
-    # What is not compiled here would be compiled at each boot.
-    command(python(), "-m", "compileall", "-q", "-s", str(top), "-p", "/", f"{top}{stdlib}", f"{top}{_PACKAGES}",
+    # What is not compiled here would be compiled at each boot. Isolated: whoever calls it may stand in a directory of
+    # somebody else's, with a compileall.py in it.
+    command(python(), "-I", "-m", "compileall", "-q", "-s", str(top), "-p", "/", f"{top}{stdlib}", f"{top}{_PACKAGES}",
             timeout=600)
 
 

@@ -10,7 +10,7 @@ from vemgr.compare.schema import FACT, Column, Figure, Report, Work
 from vemgr.compare.statistics import LEAST_RUNS, Estimate, estimate, ratio
 
 HOST = "host"
-_STARTS = "start and stop"
+_STARTS = ("start and stop", "manageability")  # groups with figures that have starts in them
 _LEAST_LOSS = 0.01  # what is closer to the host than this is no loss that anybody would notice
 
 
@@ -68,13 +68,13 @@ def _why_none(runs: int, invalid: int, errors: Sequence[str]) -> str:
 
 def heading(column: Column, group: str = "") -> str:
     """What stands for a column in a table of this group, with what must not be overlooked."""
-    marks = ["TCG"] * column.emulated + ["warm"] * (bool(column.warm) and group == _STARTS)
+    marks = ["TCG"] * column.emulated + ["warm"] * (bool(column.warm) and group in _STARTS)
     return f"{column.name} ({', '.join(marks)})" if marks else column.name
 
 
-def warmth(columns: Sequence[Column], group: str = _STARTS) -> str:
+def warmth(columns: Sequence[Column], group: str = _STARTS[0]) -> str:
     """What "warm" means in a table of this group, or nothing."""
-    found = [f"warm, {column.name}: started in {column.warm}" for column in columns if column.warm and group == _STARTS]
+    found = [f"warm, {column.name}: started in {column.warm}" for column in columns if column.warm and group in _STARTS]
     return "; ".join([*found, "all others are cold"]) if found else ""
 
 
