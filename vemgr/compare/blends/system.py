@@ -112,7 +112,7 @@ def build(directory: Path, journal: Journal) -> Path:
         for old in directory.glob("*.ext4"):
             old.unlink()
         scratch = directory / f"collecting-{secrets.token_hex(4)}"
-        number = journal.add(KIND, path=str(scratch))  # before it is there, so that it is removed whenever this is killed
+        number = journal.add(KIND, path=str(scratch))  # before it is there: removed whenever this is killed
         try:
             top = scratch / "root"
             scratch.mkdir(mode=0o700)
