@@ -8,6 +8,8 @@ import signal
 import socket
 import struct
 import time
+from base64 import b64encode
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from vemgr.core.plan import Layer, Network, Overlay, Plan, kernel_operations
 from vemgr.keeper import births, server, spawn
 from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.loop import Loop
+from vemgr.keeper.messages import BATCH_BOUND
 from vemgr.keeper.protocol import VERSION, channel_pair, receive, send
 from vemgr.keeper.server import Keeper
 from vemgr.kernel import libc
@@ -67,7 +70,8 @@ class World:
         self.helper_life = sleep
         monkeypatch.setattr(server, "BirthProgram", lambda *_: Talk(self._helper))
         monkeypatch.setattr(server, "fork_command", lambda *_: self._helper())
-        monkeypatch.setattr(server.Plan, "from_json", staticmethod(lambda text: type("Plan", (), {"name": text})))
+        monkeypatch.setattr(server.Plan, "from_json", staticmethod(
+            lambda text: SimpleNamespace(name=text, operations=(Network(),))))
 
     def _helper(self):
         ours, theirs = channel_pair()
@@ -222,6 +226,63 @@ def test_why_the_network_was_not_made(code, words):
         theirs.send(struct.pack("=IIi", 0, position, code))
         message, _ = program.receive()
     assert (message["event"], message["operation"]) == ("failed", "wait for the network") and words in message["error"]
+
+
+def send_network(daemon, links, inside, start=1):
+    send(daemon, {"id": 2, "call": "network", "start": start, "links": b64encode(links).decode(),
+                  "inside": b64encode(inside).decode()})
+
+
+@pytest.mark.parametrize("links", [b"links", b""])
+def test_a_network_comes_after_the_plan(world, links):
+    daemon = world.daemon()
+    channel, reader = world.begin(daemon)
+    os.close(reader)
+    world.name_child(channel)
+    send_network(daemon, b"of another", b"start", start=9)
+    send_network(daemon, links, b"inside")
+    world.settle()
+    assert [channel.recv(100), channel.recv(100)] == [links, b"inside"]
+    send(channel, {"event": "going"})
+    channel.close()
+    assert world.hear(daemon)["event"] == "started"
+    send_network(daemon, b"of one that is over", b"inside")
+    world.settle()
+
+
+def test_an_older_daemon_tells_it_with_the_plan(world, monkeypatch):
+    network = Network(b64encode(b"links").decode(), b64encode(b"inside").decode())
+    monkeypatch.setattr(server.Plan, "from_json", staticmethod(
+        lambda text: SimpleNamespace(name=text, operations=(network,))))
+    channel, reader = world.begin(world.daemon())
+    os.close(reader)
+    world.settle()
+    assert [channel.recv(100), channel.recv(100)] == [b"links", b"inside"]
+
+
+def test_a_network_that_is_too_long(world):
+    daemon = world.daemon()
+    channel, reader = world.begin(daemon)
+    os.close(reader)
+    pid = world.name_child(channel)
+    world.settle()
+    send_network(daemon, b"", bytes(BATCH_BOUND + 1))
+    answer = world.hear(daemon)
+    assert (answer["event"], answer["operation"], answer["errno"]) == ("failed", "network", errno.EMSGSIZE)
+    assert f"{BATCH_BOUND} are allowed" in answer["error"]
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # killed
+
+
+def test_a_network_for_a_set_up_that_has_ended(world):
+    """It has told why, or its status will."""
+    daemon = world.daemon()
+    channel, reader = world.begin(daemon)
+    os.close(reader)
+    send(channel, births.failure("stage", OSError(errno.ENOSPC, "full")) | {"event": "failed"})
+    channel.close()
+    send_network(daemon, b"links", b"inside")
+    answer = world.hear(daemon)
+    assert (answer["event"], answer["operation"], answer["errno"]) == ("failed", "stage", errno.ENOSPC)
 
 
 def test_a_command(world):

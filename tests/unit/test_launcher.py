@@ -11,11 +11,11 @@ import threading
 import pytest
 
 from vemgr.core.errors import ExecFailed, StartFailed, SystemFailure, Unreachable
-from vemgr.core.plan import Plan
-from vemgr.keeper.protocol import receive, send
-from vemgr.runtime.launcher import Launcher
+from vemgr.core.plan import Network, Plan
+from vemgr.keeper.protocol import VERSION, receive, send
+from vemgr.runtime.launcher import KeeperIdentity, Launcher
 
-PLAN = Plan(name="web1", hostname="web1", id_base=1, init=(), stage="/s", first=True, operations=())
+PLAN = Plan(name="web1", hostname="web1", id_base=1, init=(), stage="/s", first=True, operations=(Network(),))
 FAILED = {"event": "failed", "operation": "overlay target=/", "errno": 22, "error": "Invalid argument", "path": "/x"}
 COMMAND = {"argv": ["x"], "env": {}, "cwd": "", "user": "root", "tty": False, "kind": "exec"}
 
@@ -57,13 +57,14 @@ class Keeper:
 @pytest.fixture
 def talk(tmp_path):
     """Run `work(launcher)` against a keeper that answers by `answer`; returns its result and what was asked."""
-    def one(answer, work, on_exit=lambda _child: None, on_lost=lambda: None):
+    def one(answer, work, on_exit=lambda _child: None, on_lost=lambda: None, version=VERSION):
         path = str(tmp_path / "keeper.sock")
         keeper = Keeper(path, answer)
         before = len(os.listdir("/proc/self/fd"))
 
         async def main():
             launcher = Launcher(path, on_exit, on_lost, lambda _child: None)
+            launcher.keeper = KeeperIdentity(1, 1, version)
             await launcher.connect()
             try:
                 return await asyncio.wait_for(work(launcher), 10)
@@ -80,11 +81,18 @@ def talk(tmp_path):
     return one
 
 
-def start(launcher):
+NETWORK = ("bGlua3M=", "aW5zaWRl")
+
+
+async def connected():
+    return NETWORK
+
+
+def start(launcher, connect=connected):
     async def go():
         fd = os.open("/", os.O_RDONLY)
         try:
-            return await launcher.start(PLAN, fd, fd)
+            return await launcher.start(PLAN, fd, fd, connect)
         finally:
             os.close(fd)
     return go()
@@ -92,11 +100,43 @@ def start(launcher):
 
 def test_a_start(talk):
     def answer(keeper, message, fds):
-        assert Plan.from_json(message["plan"]) == PLAN and len(fds) == 2
-        keeper.send({"event": "started", "id": message["id"], "pid": 4711, "start_time": 99})
+        if message["call"] == "start":
+            keeper.number = message["id"]
+            assert Plan.from_json(message["plan"]) == PLAN and len(fds) == 2
+        else:
+            assert (message["start"], message["links"], message["inside"]) == (keeper.number, *NETWORK)
+            keeper.send({"event": "started", "id": keeper.number, "pid": 4711, "start_time": 99})
 
     child, said = talk(answer, start)
-    assert (child.kind, child.ve, child.pid, child.start_time, said) == ("init", "web1", 4711, 99, ["start"])
+    assert (child.kind, child.ve, child.pid, child.start_time) == ("init", "web1", 4711, 99)
+    assert said == ["start", "network"]
+
+
+def test_a_keeper_of_before_is_told_all_at_once(talk):
+    def answer(keeper, message, _fds):
+        assert Plan.from_json(message["plan"]) == PLAN.with_network(*NETWORK)
+        keeper.send({"event": "started", "id": message["id"], "pid": 4711, "start_time": 99})
+
+    child, said = talk(answer, start, version=6)
+    assert (child.pid, said) == (4711, ["start"])
+
+
+def test_a_host_that_cannot_connect_a_ve_has_its_start_aborted(talk, caplog):
+    async def connect():
+        raise SystemFailure("no bridge")
+
+    def answer(keeper, message, _fds):
+        if message["call"] == "abort":
+            keeper.send({**FAILED, "id": message["start"]})
+
+    async def work(launcher):
+        with pytest.raises(SystemFailure, match="no bridge"):
+            await start(launcher, connect)
+        await asyncio.sleep(0.1)
+        return launcher._aborted
+
+    aborted, said = talk(answer, work)
+    assert (aborted, said) == (set(), ["start", "abort"]) and "to no request" not in caplog.text
 
 
 def test_a_start_that_fails(talk):
@@ -135,7 +175,7 @@ def test_a_start_that_is_given_up_is_aborted(talk):
             await asyncio.wait_for(start(launcher), 0.2)
 
     talk(lambda _keeper, message, _fds: said.append(message["call"]), give_up)
-    assert said == ["start", "abort"]
+    assert said == ["start", "network", "abort"]
 
 
 def test_a_keeper_that_dies_at_work(talk):

@@ -140,8 +140,9 @@ class World:
         self.step("tree.remove")
         self.cgroups.discard(ve)
 
-    async def start(self, plan, _cgroup_fd, _filter_fd):
-        """As `Launcher.start`."""
+    async def start(self, plan, _cgroup_fd, _filter_fd, connect):
+        """As `Launcher.start`; the step is the keeper's answer."""
+        await connect()
         self.step("launcher.start")
         await asyncio.sleep(0)
         if self.wait:

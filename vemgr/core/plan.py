@@ -198,7 +198,8 @@ class Notify(Operation):
 class Network(Operation):
     """Make the VE's links, and configure its ends of them: rtnetlink messages, in base64.
 
-    `links` are sent on the host, with the VE's network namespace as descriptor `NETNS_FD`; `inside` in the VE.
+    `links` are sent on the host, with the VE's network namespace as descriptor `NETNS_FD`; `inside` in the VE. Only a
+    keeper of before version 7 takes them with the plan: for others they come later, when the host's side is there.
     """
 
     kind = "network"

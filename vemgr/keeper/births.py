@@ -9,6 +9,7 @@ network; the part before and the part after, which are ours, have `SETUP_BOUND` 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 from vemgr.keeper.children import Child, Children, Process
 from vemgr.keeper.connection import Connection
 from vemgr.keeper.loop import Loop, Timer
+from vemgr.keeper.messages import BATCH_BOUND
 from vemgr.keeper.protocol import check_complete, failure, receive
 from vemgr.keeper.readiness import Readiness
 from vemgr.keeper.spawn import BirthProgram
@@ -26,6 +28,7 @@ EXEC_BOUND = 30.0  # seconds
 SETUP_BOUND = 60.0
 _TASKS = {"cloned": "adopt its init", "entered": "adopt the command", "console": "keep its console",
           "notify": "listen to its init"}  # by event
+_ENDED = (errno.EPIPE, errno.ECONNRESET)
 _REST = 0.01  # seconds between two lots of strays
 _END_BOUND = 5.0  # for the end of a killed process to come; one in an uninterruptible wait may take for ever
 
@@ -106,6 +109,23 @@ class Births:
         if birth is not None:
             birth.failure = failure("set up", InterruptedError(4, "it was given up"))
             self._finish(birth)
+
+    def connect(self, asker: Connection, id_: int, links: bytes, inside: bytes) -> None:
+        """All that the host has to do for a VE is done: its network may be made, and then it may go. Batches of
+        rtnetlink messages, to be sent outside and inside of it. Nothing for a start that is over."""
+        birth = self._births.get((asker, id_))
+        if birth is None:
+            return
+        self._bound(birth, SETUP_BOUND)
+        try:
+            for batch in (links, inside):
+                if len(batch) > BATCH_BOUND:
+                    raise OSError(errno.EMSGSIZE, f"{len(batch)} bytes of messages, {BATCH_BOUND} are allowed")
+                birth.channel.send(batch)
+        except OSError as error:
+            if error.errno not in _ENDED:  # of that the end of the conversation tells more
+                birth.failure = birth.failure or failure("network", error)
+                self._finish(birth)
 
     def _bound(self, birth: Birth, seconds: float) -> None:
         self._unbound(birth)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # A keeper outlives updates of the daemon. The daemon learns this number with the list of children.
-VERSION = 6
+VERSION = 7
 
 MESSAGE_BOUND = 200_000  # bytes of an encoded message; what both ends have room for, see `make_room`
 _LONGEST_REASON = 1000  # characters

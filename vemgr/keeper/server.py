@@ -8,10 +8,11 @@ import logging
 import os
 import socket
 import struct
+from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
-from vemgr.core.plan import Plan
+from vemgr.core.plan import Network, Plan
 from vemgr.core.privileges import CAPABILITIES
 from vemgr.keeper.births import Birth, Births
 from vemgr.keeper.children import Child, Children, Process
@@ -103,6 +104,12 @@ class Keeper:
         program = BirthProgram(plan, _read_all(fds[1]))
         helper = Process(*program.begin(self._spawner, fds[0]))
         self._births.begin(Birth(asker, number, "init", plan.name, helper, program.channel, program))
+        network = plan.operations[-1]
+        if isinstance(network, Network) and network.inside:  # a daemon of before version 7 tells it at once
+            self._births.connect(asker, number, b64decode(network.links), b64decode(network.inside))
+
+    def _network(self, asker: Connection, message: dict[str, Any], _fds: list[int]) -> None:
+        self._births.connect(asker, message["start"], b64decode(message["links"]), b64decode(message["inside"]))
 
     def _exec(self, asker: Connection, message: dict[str, Any], fds: list[int]) -> None:
         init = self._children.init_of(message["ve"])
@@ -171,8 +178,9 @@ class Keeper:
 
 
 _REQUESTS: dict[str, Callable[[Keeper, Connection, dict[str, Any], list[int]], None]] = {
-    "start": Keeper._start, "abort": Keeper._abort, "exec": Keeper._exec, "list": Keeper._list,
-    "taken": Keeper._taken, "attach": Keeper._attach, "forget": Keeper._forget, "shutdown": Keeper._shutdown,
+    "start": Keeper._start, "network": Keeper._network, "abort": Keeper._abort, "exec": Keeper._exec,
+    "list": Keeper._list, "taken": Keeper._taken, "attach": Keeper._attach, "forget": Keeper._forget,
+    "shutdown": Keeper._shutdown,
 }
 
 

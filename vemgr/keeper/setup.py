@@ -368,17 +368,15 @@ class Setup:
         """Make the VE's links, from the host's network namespace, and configure their other ends, from the VE's: all
         that the helper does. `process`: init's directory in /proc."""
         program, number = self.program, len(self.plan.operations) - 1
-        network = self.plan.operations[number]
-        assert isinstance(network, operations.Network)
+        assert isinstance(self.plan.operations[number], operations.Network)
         program.step(number)
         self._await_network()
         netns = program.register()
         program.call("openat", process, b"ns/net", os.O_RDONLY | os.O_CLOEXEC, into=netns)
-        if network.links:
-            program.call("dup3", netns, operations.NETNS_FD, os.O_CLOEXEC)
-            messages.send(program, network.links, lambda plan: plan.operations[number].links)
+        program.call("dup3", netns, operations.NETNS_FD, os.O_CLOEXEC)
+        messages.receive_and_send(program, required=False)
         program.call("setns", netns, namespaces.CLONE_NEWNET)
-        messages.send(program, network.inside, lambda plan: plan.operations[number].inside)
+        messages.receive_and_send(program, required=True)
         program.release(netns)
 
     def network(self, _operation: operations.Network) -> None:
@@ -401,7 +399,7 @@ def _operation_shape(operation: operations.Operation) -> Any:
     if isinstance(operation, operations.Bind):
         return operation.target, operation.directory, operation.read_only, room_for(operation.source)
     if isinstance(operation, operations.Network):
-        return room_for(operation.links) if operation.links else 0, room_for(operation.inside)
+        return operation.kind  # its messages are no part of the program
     return operation
 
 

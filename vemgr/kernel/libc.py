@@ -48,11 +48,11 @@ _OLDER = {
     "execve": (59, 221), "fchdir": (81, 50), "fchmod": (91, 52), "fchmodat": (268, 53), "fchown": (93, 55),
     "fchownat": (260, 54), "ioctl": (16, 29), "mkdirat": (258, 34), "mknodat": (259, 33), "openat": (257, 56),
     "pipe2": (293, 59), "pivot_root": (155, 41), "prctl": (157, 167), "prlimit64": (302, 261), "read": (0, 63),
-    "renameat2": (316, 276), "seccomp": (317, 277), "sendmsg": (46, 211), "setgroups": (116, 159),
-    "sethostname": (170, 161), "setns": (308, 268), "setresgid": (119, 149), "setresuid": (117, 147),
-    "setsid": (112, 157), "setsockopt": (54, 208), "socket": (41, 198), "symlinkat": (266, 36), "umask": (95, 166),
-    "umount2": (166, 39), "unlinkat": (263, 35), "unshare": (272, 97), "write": (1, 64), "bind": (49, 200),
-    "setfsuid": (122, 151),
+    "recvfrom": (45, 207), "renameat2": (316, 276), "seccomp": (317, 277), "sendmsg": (46, 211),
+    "setgroups": (116, 159), "sethostname": (170, 161), "setns": (308, 268), "setresgid": (119, 149),
+    "setresuid": (117, 147), "setsid": (112, 157), "setsockopt": (54, 208), "socket": (41, 198),
+    "symlinkat": (266, 36), "umask": (95, 166), "umount2": (166, 39), "unlinkat": (263, 35), "unshare": (272, 97),
+    "write": (1, 64), "bind": (49, 200), "setfsuid": (122, 151),
 }
 _COLUMN = {"x86_64": 0, "aarch64": 1}
 

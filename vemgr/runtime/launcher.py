@@ -9,7 +9,7 @@ import errno
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _ATTACHES = 3  # the version of the keeper's protocol with which consoles came
 _LISTENS = 5  # the one that listens to inits
 _COVERS = 6  # and the one that knows of lxcfs, devices of the host and changed capabilities
+_CONNECTS = 7  # and the one that takes a VE's network after its plan
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Launcher:
         self._on_lost = on_lost
         self._on_ready = on_ready
         self._pending: dict[int, _Pending] = {}
+        self._aborted: set[int] = set()  # and not answered since
         self._numbers = itertools.count(1)
         self.keeper = KeeperIdentity(0, 0, 0)
         self._present = asyncio.Event()
@@ -125,7 +127,9 @@ class Launcher:
             self._pending[number].replies.put_nowait((message, fds))
         else:
             _close(fds)
-            if event not in ("started", "cloned"):  # of a request that was given up
+            if number in self._aborted:
+                self._aborted.discard(number)
+            elif event not in ("started", "cloned"):  # of a request that was given up
                 log.warning("the keeper says, to no request: %s", {**message, "children": ...})
 
     def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
@@ -160,21 +164,32 @@ class Launcher:
             self._send({"id": number, "call": call, **values})
             return _succeeded((await self._answer(replies))[0])
 
-    async def start(self, plan: Plan, cgroup_fd: int, filter_fd: int) -> Child:
-        """Start a VE. Raises `StartFailed` naming the operation of the plan."""
+    async def start(self, plan: Plan, cgroup_fd: int, filter_fd: int,
+                    connect: Callable[[], Awaitable[tuple[str, str]]]) -> Child:
+        """Start a VE. `connect`: what is left to do on the host, done while the keeper makes namespaces and mounts; it
+        returns the messages of `Network`. Before it has, nothing of the VE's own runs. Raises `StartFailed` naming the
+        operation of the plan."""
         if self.keeper.version < _LISTENS:
             plan = plan.without_notify()
         if self.keeper.version < _COVERS:
             plan = plan.without(View)
             if any(isinstance(operation, HostDevice) for operation in plan.operations):
                 raise _too_old("give devices to VEs")
+        later = self.keeper.version >= _CONNECTS
+        if not later:
+            plan = plan.with_network(*await connect())
         with self._request() as (number, replies):
             self._send({"id": number, "call": "start", "plan": plan.to_json()}, [cgroup_fd, filter_fd])
             try:
+                if later:
+                    links, inside = await connect()
+                    self._send({"id": next(self._numbers), "call": "network", "start": number, "links": links,
+                                "inside": inside})
                 message, _ = await self._answer(replies)
             except BaseException:
                 with contextlib.suppress(VemgrError):
                     self._send({"id": next(self._numbers), "call": "abort", "start": number})
+                    self._aborted.add(number)
                 raise
             if message["event"] == "failed":
                 raise _start_failure(plan.name, message)

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 from vemgr.core.config import Definition, Settings
@@ -102,10 +102,8 @@ class Starter:
             disk = await self.storage(definition, len(template.trees), undo)
             if isinstance(disk, OpenDisk):
                 plan = plan.with_disk(disk.source)
-            cgroup_fd = await self._make_cgroup(definition, plan, undo)
-            if definition.links:
-                undo.push_async_callback(self._disconnect, definition.name)
-            child = await self._launch(definition, plan, cgroup_fd)
+            cgroup_fd = await self._make_cgroup(definition, undo)
+            child = await self._launch(definition, plan, cgroup_fd, undo)
             undo.pop_all()
             os.close(cgroup_fd)
         if disk is not None:
@@ -143,10 +141,10 @@ class Starter:
         if store.trees(definition, count, project):  # a few calls: a thread's wake-up takes longer
             undo.push_async_callback(asyncio.to_thread, store.drop_trees, definition.name, count)
 
-    async def _make_cgroup(self, definition: Definition, plan: Plan, undo: contextlib.AsyncExitStack) -> int:
-        """The VE's cgroup with device policy and limits, as a descriptor to be born into."""
+    async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
+        """The VE's cgroup, as a descriptor to be born into."""
         name, tree = definition.name, self._parts.tree
-        try:
+        with _cgroup_failures(name):
             if name in tree:
                 await self.remove_cgroup(name)  # left by an earlier life that could not be tidied up
             if definition.settings.group and name not in tree:
@@ -156,21 +154,33 @@ class Starter:
             undo.push_async_callback(self.remove_cgroup, name)
             fd = tree.open(name)
             undo.callback(os.close, fd)
-            self._parts.devices.attach(fd, device_rules(plan.operations))
-        except OSError as error:
-            raise SystemFailure(f"VE {name} cannot start: its cgroup cannot be made: {error.strerror}",
-                                path=error.filename, errno=error.errno) from error
-        await self._parts.limits.apply(name, definition.settings)
-        return fd
+            return fd
 
-    async def _launch(self, definition: Definition, plan: Plan, cgroup_fd: int) -> Child:
+    async def _bound(self, definition: Definition, plan: Plan, cgroup_fd: int) -> None:
+        """Give the VE's cgroup its device policy and limits."""
+        with _cgroup_failures(definition.name):
+            self._parts.devices.attach(cgroup_fd, device_rules(plan.operations))
+        await self._parts.limits.apply(definition.name, definition.settings)
+
+    async def _launch(self, definition: Definition, plan: Plan, cgroup_fd: int,
+                      undo: contextlib.AsyncExitStack) -> Child:
         """Again where the random index of a link is taken, once in thousands of times, or still its name."""
         filter_fd = self._parts.filters.fd(definition.settings.opened)
-        for attempt in range(1, _LAUNCH_ATTEMPTS + 1):
+        bounded = False
+
+        async def connect() -> tuple[str, str]:
+            nonlocal bounded
+            if not bounded:
+                await self._bound(definition, plan, cgroup_fd)
+                bounded = True
+                if definition.links:
+                    undo.push_async_callback(self._disconnect, definition.name)
             links, inside = await self._connect(definition)
+            return _encoded(links), _encoded(inside)
+
+        for attempt in range(1, _LAUNCH_ATTEMPTS + 1):
             try:
-                return await self._launcher.start(plan.with_network(_encoded(links), _encoded(inside)), cgroup_fd,
-                                                  filter_fd)
+                return await self._launcher.start(plan, cgroup_fd, filter_fd, connect)
             except StartFailed as failure:
                 taken = failure.facts.get("operation") == "network" and failure.facts.get("errno") in _TAKEN
                 if not taken or attempt == _LAUNCH_ATTEMPTS:
@@ -206,6 +216,15 @@ class Starter:
                 failure = error
                 await asyncio.sleep(0.005 * (attempt + 1))
         log.error("VE %s: its cgroup could not be removed: %s", name, failure)
+
+
+@contextlib.contextmanager
+def _cgroup_failures(ve: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SystemFailure(f"VE {ve} cannot start: its cgroup cannot be made: {error.strerror}",
+                            path=error.filename, errno=error.errno) from error
 
 
 async def _no_group(_ve: str, group: str) -> None:
