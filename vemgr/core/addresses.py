@@ -81,18 +81,7 @@ class Pool:
         """Raises BadValue if `subnet` ("a.b.c.d/n" or "x::/n") is none, or too small."""
         self.network = parse_subnet6(subnet) if ":" in subnet else parse_subnet(subnet)
         self._gateway = self.network.network_address + 1
-
-    @property
-    def subnet(self) -> str:
-        return str(self.network)
-
-    @property
-    def gateway(self) -> str:
-        return str(self._gateway)
-
-    @property
-    def prefixlen(self) -> int:
-        return self.network.prefixlen
+        self.subnet, self.gateway, self.prefixlen = str(self.network), str(self._gateway), self.network.prefixlen
 
     @property
     def size(self) -> int:

@@ -393,9 +393,7 @@ def kernel_operations() -> tuple[Operation, ...]:
         Directory("dev/mqueue"),
         Filesystem("mqueue", "dev/mqueue", flags=quiet),
         Filesystem("tmpfs", "run", (("mode", "755"), ("size", "20%"), *owner), ("nosuid", "nodev")),
-        # Programs may ping without a set-uid helper; the range is that of the VE's own groups.
-        Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
-        Mask("proc", _PROC_MASKED),
+        Mask("proc", _PROC_MASKED),  # by that child as well, and so what follows
         ReadOnly("proc", ("bus", "fs", "irq", "sys"), writable=("sys/net",)),
         # The whole host's, though every network namespace has the file and its root may write it; there is no way back.
         ReadOnly("proc", ("sys/net/netfilter/nf_hooks_lwtunnel",)),
@@ -403,6 +401,8 @@ def kernel_operations() -> tuple[Operation, ...]:
         Mask("sys", _SYS_MASKED),
         Filesystem("cgroup2", "sys/fs/cgroup", flags=quiet),
         Console(),
+        # Programs may ping without a set-uid helper; the range is that of the VE's own groups.
+        Sysctl("net/ipv4/ping_group_range", "{base} {last}"),
     )
 
 

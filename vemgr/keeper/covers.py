@@ -30,7 +30,12 @@ def make_masks(program: Program) -> None:
         mounting.set_attributes(program, fd, MOUNT_ATTR["ro"] | MOUNT_ATTR["noexec"])
 
 
-def mask(program: Program, under: Register, name: bytes) -> None:
+def mask_all(program: Program, under: Register, names: tuple[str, ...]) -> None:
+    for name in names:
+        _mask(program, under, encoded(name))
+
+
+def _mask(program: Program, under: Register, name: bytes) -> None:
     """Cover `name` with the empty one of its kind; pass over what the kernel does not have."""
     target, cover = program.register(), program.register()
     flags = PATH_ONLY | os.O_NOFOLLOW

@@ -26,12 +26,11 @@ _AT_FDCWD = -100
 
 def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, network: Register) -> None:
     """`go`: a descriptor that gives one byte when the set-up is complete; its end alone means give up. `network`: the
-    pipe that tells that the network namespace is there, to the set-up process and to its helper. The channel is closed
-    by exec, so its end without a report is success."""
+    pipe that tells that the network namespace is there, to the set-up process and to its helper, and by its end that
+    the mounts have been taken over. The channel is closed by exec, so its end without a report is success."""
     program.step("make the network namespace")
     program.call("unshare", namespaces.CLONE_NEWNET)
     program.call("write", network, b"nn", 2)
-    program.call("close", network)
     _bound(program, plan, filter_)
     program.step("wait for the set-up")
     count, ready = program.register(), program.room(8)
@@ -40,7 +39,7 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, netw
     program.call("exit", 1)
     program.expect(ended, errno.EINVAL)
     program.call("close", go)
-    _enter_ve(program)
+    _enter_ve(program, network)
     _confine(program, plan)
     if plan.init:
         _execute(program, plan)
@@ -49,10 +48,11 @@ def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, netw
         program.call("stay")
 
 
-def _enter_ve(program: Program) -> None:
+def _enter_ve(program: Program, network: Register) -> None:
     program.step("enter the VE")
     # The copy belongs to the VE's user namespace, which locks every mount in it together.
     program.call("unshare", namespaces.CLONE_NEWNS)
+    program.call("close", network)
     program.call("chdir", b"/")
     program.call("setsid")
     console = program.register()

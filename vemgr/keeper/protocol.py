@@ -21,6 +21,7 @@ _LONGEST_REASON = 1000  # characters
 # Not in Python's socket module: SO_SNDBUF beyond net.core.wmem_max, for the privileged.
 _SO_SNDBUFFORCE = 32
 _FD = array.array("i")
+_encoded = json.JSONEncoder(ensure_ascii=False).encode
 # One for all messages: a new one of this size for each takes seven times as long as to receive it.
 _buffer = memoryview(bytearray(MESSAGE_BOUND))
 _ID = re.compile(rb'\{"id": (\d{1,18})[,}]')
@@ -32,7 +33,7 @@ def encode(message: dict[str, Any]) -> bytes:
     Text goes as UTF-8; only control characters need an escape, of six bytes. Surrogates, Python's way to write bytes
     that are no UTF-8, pass.
     """
-    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    data = _encoded(message).encode("utf-8", "surrogatepass")
     if len(data) > MESSAGE_BOUND:
         raise OSError(errno.EMSGSIZE, f"a message of {len(data)} bytes, {MESSAGE_BOUND} are allowed")
     return data

@@ -113,6 +113,13 @@ class Setup:
         self.program.step("pivot")
         mounting.pivot_into(self.program, self.root)
 
+    def await_init(self) -> None:
+        """Until it has its copy of the mounts, or has ended. Whoever leaves the old ones last takes them apart, and
+        waits for an RCU grace period: that is not to be init."""
+        if not self._in_network:
+            self._await_network()
+        self.program.call("read", self._network, self.program.room(8), 1)
+
     def layer(self, operation: operations.Layer) -> None:
         with mounting.open_tree(self.program, encoded(operation.source)) as fd:
             if not self.plan.nested:
@@ -174,20 +181,32 @@ class Setup:
 
     def _mount_proc(self, target: str, options: mounting.Options, attributes: int, into: Register) -> None:
         """In a child: setns(2) puts only our *children* into the VE's pid namespace, and a proc file system shows the
-        pid namespace of who makes it. Nobody waits for the VE's own until something in it is needed."""
+        pid namespace of who makes it. The VE's own is covered by it as well, and nobody waits for that until something
+        in it is needed."""
         program = self.program
         child, target_fd = program.register(), program.register()
         self.tree.open_directory(target, target_fd, NO_LINKS)
-        with program.forked(child):
-            program.call("report_to", -1)  # its exit status is the errno
-            with mounting.new_filesystem(program, "proc", options, attributes) as fd:
-                mounting.attach(program, fd, target_fd)
-                if target == "proc":
-                    self._bound_user_namespaces(fd)
+        with program.forked(child), mounting.new_filesystem(program, "proc", options, attributes) as fd:
+            mounting.attach(program, fd, target_fd)
+            if target == "proc":
+                self._cover_proc(fd)
         self.mounted[target] = into
         self._proc = _Pending(self._number, target, child, target_fd, into)
         if target != "proc":
             self._await_proc()
+
+    def _cover_proc(self, proc: Register) -> None:
+        program = self.program
+        with program.descriptor() as settings:  # a walk that begins below a cover does not meet it
+            program.call("openat", proc, b"sys", DIRECTORY, into=settings)
+            for number, operation in enumerate(self.plan.operations):
+                program.step(number)
+                if isinstance(operation, operations.Mask) and operation.under == "proc":
+                    covers.mask_all(program, proc, operation.names)
+                elif isinstance(operation, operations.ReadOnly) and operation.under == "proc":
+                    covers.read_only(program, proc, operation.names, operation.writable)
+            program.step(self._number)
+            self._bound_user_namespaces(settings)
 
     def _await_proc(self) -> None:
         if self._proc is None:
@@ -201,22 +220,17 @@ class Setup:
         self.tree.open_directory(target, into, NO_LINKS)
         program.step(self._number)
 
-    def _mounted(self, target: str) -> Register:
-        if target == "proc":
-            self._await_proc()
-        return self.mounted[target]
-
-    def _bound_user_namespaces(self, proc: Register) -> None:
-        """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it. By the VE's own /proc, as
-        long as it can be written to: in the host's each user namespace leaves an entry of the same name behind, and
-        the kernel goes through all of them at each look-up (proc_sys_compare). In the child, since there is no way
-        back out of a user namespace."""
+    def _bound_user_namespaces(self, settings: Register) -> None:
+        """namespaces(7), "The /proc/sys/user directory": of the namespace of who opens it. `settings`: "sys" of the
+        VE's own /proc. In the host's each user namespace leaves an entry of the same name behind, and the kernel goes
+        through all of them at each look-up (proc_sys_compare). At the end of the child, since there is no way back out
+        of a user namespace."""
         program = self.program
         program.call("setns", self.userns, namespaces.CLONE_NEWUSER)
         program.call("prctl", libc.PR_SET_DUMPABLE, 0)  # of a VE's namespace from now on: see `confine.hide`
         count = program.parameter(_COUNT_ROOM, lambda plan: str(plan.user_namespaces).encode().ljust(_COUNT_ROOM))
         with program.descriptor() as fd:
-            program.call("openat", proc, b"sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
+            program.call("openat", settings, b"user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, into=fd)
             program.call("write", fd, count, _COUNT_ROOM)
 
     def directory(self, operation: operations.Directory) -> None:
@@ -255,11 +269,12 @@ class Setup:
         self.tree.symlink(operation.path, encoded(operation.points_to))
 
     def mask(self, operation: operations.Mask) -> None:
-        for name in operation.names:
-            covers.mask(self.program, self._mounted(operation.under), encoded(name))
+        if operation.under != "proc":  # which its child has covered
+            covers.mask_all(self.program, self.mounted[operation.under], operation.names)
 
     def read_only(self, operation: operations.ReadOnly) -> None:
-        covers.read_only(self.program, self._mounted(operation.under), operation.names, operation.writable)
+        if operation.under != "proc":
+            covers.read_only(self.program, self.mounted[operation.under], operation.names, operation.writable)
 
     def view(self, operation: operations.View) -> None:
         self._await_proc()
@@ -270,10 +285,10 @@ class Setup:
         self._enter_network()
         value = self._expanded(text)
         length = self.program.number(lambda plan: len(plan.expand(text)))
-        proc = self._mounted("proc")  # before the block, of which the first call alone may find nothing
+        self._await_proc()  # before the block, of which the first call alone may find nothing
         # The kernel may have been built without it.
         with self.program.optional_descriptor() as fd:
-            self.tree.open(proc, f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, NO_LINKS, fd)
+            self.tree.open(self.mounted["proc"], f"sys/{operation.key}", os.O_WRONLY | os.O_CLOEXEC, NO_LINKS, fd)
             self.program.call("write", fd, value, length)
         self.program.release(length)
 
@@ -354,7 +369,6 @@ class Setup:
         program, count, byte = self.program, self.program.register(), self.program.room(8)
         program.call("read", self._network, byte, 1, into=count)
         program.call("same", count, 1)
-        program.call("close", self._network)
         program.release(count)
 
     def _enter_network(self) -> None:

@@ -4,8 +4,8 @@
     spawner --clone3--> set-up process --clone3(CLONE_PARENT)--> the VE's init; both are children of the keeper
                         set-up process --clone3--> a helper for the network
 
-The set-up process reports `cloned` with init's pidfd, makes the VE's mounts, sends the console, lets init go and ends.
-The channel ends with init's exec.
+The set-up process reports `cloned` with init's pidfd, makes the VE's mounts, sends the console, lets init go and ends
+when that one has its copy of them. The channel ends with init's exec.
 
 Network and mounts have nothing to do with each other and take about as long, so they are made at the same time: init
 makes the network namespace, the helper waits for it and makes the VE's links, the set-up process makes the mounts and
@@ -21,7 +21,7 @@ import socket
 import struct
 from typing import Any, NamedTuple
 
-from vemgr.core.plan import Bind, Operation, Plan
+from vemgr.core.plan import Bind, Disk, Layer, Operation, Overlay, Plan
 from vemgr.keeper.init import append_init
 from vemgr.keeper.program import CGROUP, CHANNEL, Data, Encoded, Program, Register, room_for
 from vemgr.keeper.protocol import channel_pair
@@ -129,6 +129,7 @@ def _program_for(plan: Plan, filter_: bytes) -> Encoded:
 
 
 def _birth_program(plan: Plan, filter_: bytes) -> Program:
+    trees = sum(isinstance(operation, Layer | Disk | Overlay) for operation in plan.operations)  # they come first
     program = Program()
     program.step("begin")
     _protect(program, plan)
@@ -138,14 +139,19 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
     program.step("clone")
     _report(program, _CLONED, init.pid, (init.pidfd,))
     setup = Setup(program, plan, init.pidfd, userns, init.network)
-    helper = _network_helper(program, setup, process)
     setup.stage()
     program.step("enter namespaces")
     program.call("setns", init.pidfd, namespaces.CLONE_NEWPID | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC
                  | namespaces.CLONE_NEWCGROUP)
     length = program.number(lambda plan: len(plan.hostname))
     program.call("sethostname", program.parameter(room_for(plan.hostname), lambda plan: plan.hostname.encode()), length)
-    for operation in plan.operations:
+    for operation in plan.operations[:trees]:
+        setup.operation(operation)
+    # Now rather than at the beginning, when it would have to wait for the network namespace: the kernel looks for a CPU
+    # that is free when a process is born, and in a virtual machine not when one wakes up (available_idle_cpu in
+    # kernel/sched: a CPU that has halted counts as taken away).
+    helper = _network_helper(program, setup, process)
+    for operation in plan.operations[trees:]:
         setup.operation(operation)
     setup.finish()
     program.step(_AWAIT_HELPER)
@@ -156,12 +162,16 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
         _report(program, _NOTIFY, 0, (setup.notify_socket,))
     _report(program, _GOING, 0, ())
     program.call("write", init.go, b"g", 1)
+    program.call("report_to", -1)  # the rest of the conversation is init's
+    program.call("close", CHANNEL)
+    setup.await_init()
     program.call("exit", 0)
     return program
 
 
 class _Init(NamedTuple):
-    """`go`: the pipe that lets it go. `network`: the one that tells twice when it has its network namespace."""
+    """`go`: the pipe that lets it go. `network`: the one that tells twice when it has its network namespace, and
+    ends when it has its mounts."""
 
     pid: Register
     pidfd: Register

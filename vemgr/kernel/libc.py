@@ -7,6 +7,7 @@ Only the standard library is imported, since the keeper (parent of every VE) liv
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 
@@ -57,6 +58,7 @@ _OLDER = {
 _COLUMN = {"x86_64": 0, "aarch64": 1}
 
 
+@functools.cache
 def number(name: str) -> int:
     """The number of a system call on this machine; `OSError` ENOSYS where we do not know it."""
     if name in _NUMBERS:

@@ -55,34 +55,25 @@ def write_record(directory: Path, record: Record) -> None:
 def read_template(directory: Path, host_root: str) -> Template:
     """The template in `directory`, named like it. Raises TemplateNotFound if parts are missing, TemplateUnusable,
     SystemFailure."""
-    name = directory.name
-    if not directory.is_dir():
-        raise TemplateNotFound(name)
-    record = _read(directory)
-    tree = directory / ("root" if record.kind == "host" else "rootfs")
-    trees = [Tree("/", [str(tree)])]
-    for link in record.links if record.kind == "host" else ():
-        if not _LINK.fullmatch(link):
-            raise TemplateUnusable(f"template {name} cannot be used: bad link '{link}' in {FILE}", template=name)
-        trees.append(Tree(link, [str(directory / mask_name(link)), os.path.join(host_root, link[1:])]))
-    for lower in (lower for tree_ in trees for lower in tree_.lowers):
+    top = str(directory)
+    template = _read(top, host_root)
+    for lower in (lower for tree in template.trees for lower in tree.lowers):
         if not os.path.isdir(lower):
-            raise TemplateNotFound(name, f"{lower} is missing")
-    return Template(
-        name=name, kind=record.kind, description=record.description, created=record.created,
-        distribution=record.distribution, version=record.version, architecture=record.architecture,
-        size=record.size, files=record.files, init=record.init, init_kind=record.init_kind, trees=trees,
-    )
+            raise TemplateNotFound(template.name, f"{lower} is missing")
+    return template
 
 
-def _read(directory: Path) -> Record:
-    name, path = directory.name, directory / FILE
+def _read(top: str, host_root: str) -> Template:
+    name, path = os.path.basename(top), f"{top}/{FILE}"
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_SIZE_BOUND)
-        return _parse(text)
-    except FileNotFoundError:
-        raise TemplateNotFound(name, f"{path} is missing") from None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.read(fd, _SIZE_BOUND)
+        finally:
+            os.close(fd)
+        return _parse(content, top, host_root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TemplateNotFound(name, f"{path} is missing" if os.path.isdir(top) else "") from None
     except (OSError, ValueError, RecursionError, msgspec.ValidationError) as why:
         if isinstance(why, OSError) and why.errno in SHORTAGES:
             raise SystemFailure(f"template {name} cannot be read: {why.strerror}", path=path, errno=why.errno) from why
@@ -92,6 +83,16 @@ def _read(directory: Path) -> Record:
 
 
 @functools.lru_cache(maxsize=64)
-def _parse(text: str) -> Record:
-    """Kept by its text, since each start reads the file: so it can be edited at any time, and is parsed once."""
-    return msgspec.convert(tomllib.loads(text), Record)
+def _parse(content: bytes, top: str, host_root: str) -> Template:
+    """Kept by the content, since each start reads the file: so it can be edited at any time, and is parsed once."""
+    record, name = msgspec.convert(tomllib.loads(content.decode()), Record), os.path.basename(top)
+    trees = [Tree("/", [f"{top}/{'root' if record.kind == 'host' else 'rootfs'}"])]
+    for link in record.links if record.kind == "host" else ():
+        if not _LINK.fullmatch(link):
+            raise TemplateUnusable(f"template {name} cannot be used: bad link '{link}' in {FILE}", template=name)
+        trees.append(Tree(link, [f"{top}/{mask_name(link)}", os.path.join(host_root, link[1:])]))
+    return Template(
+        name=name, kind=record.kind, description=record.description, created=record.created,
+        distribution=record.distribution, version=record.version, architecture=record.architecture,
+        size=record.size, files=record.files, init=record.init, init_kind=record.init_kind, trees=trees,
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -432,8 +433,11 @@ def _shown(number: int, link: Link) -> dict[str, str]:
 
 def _read(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(65536)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 65536).decode(errors="replace")
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno in SHORTAGES:  # not as if there were none: a VE would get the wrong name servers
             raise SystemFailure(f"cannot read {path}: {error.strerror}", path=path, errno=error.errno) from error
