@@ -225,6 +225,21 @@ def test_what_is_no_program_is_refused(stage, content):
     assert stage.run(program) == (0, [])
 
 
+def test_a_cgroup_that_has_gone_is_told_at_once(stage):
+    """The kernel has given out a number for the pidfd by then; with that in it, the answer could not be sent."""
+    program = Program()
+    program.call("exit", 0)
+    ours, theirs = channel_pair()
+    cgroup = os.open(stage.cgroup, os.O_RDONLY)
+    os.rmdir(stage.cgroup)
+    with ours, theirs, pytest.raises(OSError) as failure:
+        stage.spawner.run(program.encode().fill(None), theirs.fileno(), cgroup)
+    os.close(cgroup)
+    assert failure.value.errno == errno.ENODEV
+    os.mkdir(stage.cgroup)
+    assert stage.run(program) == (0, [])
+
+
 def test_a_spawner_that_was_killed_is_replaced(stage):
     program = Program()
     program.call("exit", 0)

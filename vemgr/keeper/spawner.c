@@ -374,6 +374,8 @@ static void serve(long keeper)
 			registers[CGROUP] = rights.fd[1];
 			run(program);
 		}
+		if (pid < 0)
+			pidfd = -1;	/* where the cgroup has just gone, the kernel takes back a number that it gave */
 	}
 	answer(keeper, (int)pid, pidfd);
 	CALL1(NR_close, rights.fd[0]);
