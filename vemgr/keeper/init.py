@@ -26,11 +26,11 @@ _AT_FDCWD = -100
 
 def append_init(program: Program, plan: Plan, filter_: bytes, go: Register, network: Register) -> None:
     """`go`: a descriptor that gives one byte when the set-up is complete; its end alone means give up. `network`: the
-    pipe that tells that the network namespace is there, to the set-up process and to its helper, and by its end that
-    the mounts have been taken over. The channel is closed by exec, so its end without a report is success."""
+    pipe that tells that the network namespace is there, to the set-up process and to two that it forks, and by its end
+    that the mounts have been taken over. The channel is closed by exec, so its end without a report is success."""
     program.step("make the network namespace")
     program.call("unshare", namespaces.CLONE_NEWNET)
-    program.call("write", network, b"nn", 2)
+    program.call("write", network, b"nnn", 3)
     _bound(program, plan, filter_)
     program.step("wait for the set-up")
     count, ready = program.register(), program.room(8)

@@ -51,7 +51,7 @@ class _Pending(NamedTuple):
 class Setup:
     """Appends the calls of `plan`, and of all that have its `shape`, to `program`. `init`: the VE's first process, as a
     pidfd. `userns`: descriptor of its user namespace. `network`: a pipe with one byte for each who waits for init's
-    network namespace, of which there are two.
+    network namespace, of which there are three.
 
     `root` and the members of `mounted` are descriptors; `console`: master and slave, once there is one;
     `notify_socket` likewise.
@@ -196,7 +196,11 @@ class Setup:
             self._await_proc()
 
     def _cover_proc(self, proc: Register) -> None:
+        """In the VE's network namespace: /proc/sys/net has other entries in each, of which the same name is covered in
+        one and not in the next."""
         program = self.program
+        self._await_network()
+        program.call("setns", self._init, namespaces.CLONE_NEWNET)
         with program.descriptor() as settings:  # a walk that begins below a cover does not meet it
             program.call("openat", proc, b"sys", DIRECTORY, into=settings)
             for number, operation in enumerate(self.plan.operations):

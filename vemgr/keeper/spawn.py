@@ -170,8 +170,8 @@ def _birth_program(plan: Plan, filter_: bytes) -> Program:
 
 
 class _Init(NamedTuple):
-    """`go`: the pipe that lets it go. `network`: the one that tells twice when it has its network namespace, and
-    ends when it has its mounts."""
+    """`go`: the pipe that lets it go. `network`: the one that tells three times when it has its network namespace,
+    and ends when it has its mounts."""
 
     pid: Register
     pidfd: Register
