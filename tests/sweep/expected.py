@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from tests.sweep.doing import Doing, WrongError
@@ -137,4 +138,11 @@ class Expected:
         loose = {"daemon", *self._doing.verb.leaves}
         known = [other for _, other in (*pictures, *self.base)]
         return all(now[key] == picture[key] for key in picture if key not in loose) and all(
-            any(now[key] == other[key] for other in known) for key in loose)
+            any(now[key] == other[key] for other in known) for key in loose - {"daemon"}) and _is_between(
+                now["daemon"], [other["daemon"] for other in known])
+
+
+def _is_between(now: list[str], known: list[list[str]]) -> bool:
+    """Nothing that none of them has, and all that one of them has."""
+    counted, others = Counter(now), [Counter(other) for other in known]
+    return any(counted <= other for other in others) and any(other <= counted for other in others)
