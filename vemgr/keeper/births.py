@@ -114,7 +114,7 @@ class Births:
         """All that the host has to do for a VE is done: its network may be made, and then it may go. Batches of
         rtnetlink messages, to be sent outside and inside of it. Nothing for a start that is over."""
         birth = self._births.get((asker, id_))
-        if birth is None:
+        if birth is None or birth.ending:
             return
         self._bound(birth, SETUP_BOUND)
         try:

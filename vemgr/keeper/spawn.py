@@ -8,8 +8,9 @@ The set-up process reports `cloned` with init's pidfd, makes the VE's mounts, se
 when that one has its copy of them. The channel ends with init's exec.
 
 Network and mounts have nothing to do with each other and take about as long, so they are made at the same time: init
-makes the network namespace, the helper waits for it and makes the VE's links, the set-up process makes the mounts and
-waits for both at the end. Whoever fails first is believed; the others end with the set-up process.
+makes the network namespace, the helper makes the VE's links as soon as the daemon has sent the messages for them, the
+set-up process makes the mounts and waits for both at the end. Whoever fails first is believed; the others end with the
+set-up process.
 """
 
 from __future__ import annotations
