@@ -109,6 +109,7 @@ class Launcher:
 
     def close(self) -> None:
         self._link.close()
+        self._aborted.clear()
         for pending in self._pending.values():
             pending.replies.put_nowait(({"event": "lost"}, []))
 
