@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from vemgr.core.errors import ExecFailed, StartFailed, SystemFailure, Unreachable
 from vemgr.core.plan import Network, Plan
-from vemgr.keeper.protocol import VERSION, receive, send
+from vemgr.keeper.protocol import MESSAGE_BOUND, VERSION, send
 from vemgr.runtime.launcher import KeeperIdentity, Launcher
 
 PLAN = Plan(name="web1", hostname="web1", id_base=1, init=(), stage="/s", first=True, operations=(Network(),))
@@ -38,9 +39,11 @@ class Keeper:
             self.connection, _ = self._listener.accept()
             with self.connection:
                 while True:
-                    message, fds = receive(self.connection)
-                    if message is None:
+                    # Not `receive`: its buffer is the daemon's too, which is another thread here.
+                    data, fds, _, _ = socket.recv_fds(self.connection, MESSAGE_BOUND, 8)
+                    if not data:
                         return
+                    message = json.loads(data)
                     self.said.append(message["call"])
                     self._answer(self, message, fds)
                     for fd in fds:
