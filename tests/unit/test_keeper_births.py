@@ -270,7 +270,7 @@ def test_a_network_that_is_too_long(world):
     answer = world.hear(daemon)
     assert (answer["event"], answer["operation"], answer["errno"]) == ("failed", "network", errno.EMSGSIZE)
     assert f"{BATCH_BOUND} are allowed" in answer["error"]
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # killed
+    wait_for_end(world, pid)
 
 
 def test_a_network_for_a_set_up_that_has_ended(world):
