@@ -9,12 +9,13 @@ import socket
 import struct
 import time
 from base64 import b64encode
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from vemgr.core.plan import Layer, Network, Overlay, Plan, kernel_operations
-from vemgr.keeper import births, server, spawn
+from vemgr.keeper import births, children, server, spawn
 from vemgr.keeper.console_log import ConsoleLogs
 from vemgr.keeper.loop import Loop
 from vemgr.keeper.messages import BATCH_BOUND
@@ -22,6 +23,8 @@ from vemgr.keeper.protocol import VERSION, channel_pair, receive, send
 from vemgr.keeper.server import Keeper
 from vemgr.kernel import libc
 from vemgr.kernel.process import start_time
+
+PTRACE, PTRACE_SEIZE = 101 if os.uname().machine == "x86_64" else 117, 0x4206
 
 
 def fork(life):
@@ -475,3 +478,31 @@ def test_a_sysctl_that_may_be_missing_forgives_nothing_else():
                  and b"sys/net/ipv4/ping_group_range" in call.arguments]
     assert [error for error, _ in opened.errors] == [errno.ENOENT]
     assert [call for call in calls if call.number == -6 and call.errors] == []
+
+
+def test_who_has_ended_but_is_traced_does_not_keep_the_keeper_busy():
+    """The kernel shows it to its tracer alone, who may never wait for it (found by attack: a whole CPU)."""
+    def trace():
+        while True:
+            try:
+                libc.syscall("ptrace", PTRACE, PTRACE_SEIZE, pid, 0, 0)
+                break
+            except OSError:
+                time.sleep(0.01)
+        time.sleep(60)
+
+    pid, pidfd = fork(lambda: time.sleep(0.5))
+    tracer, tracer_pidfd = fork(trace)
+    loop, ended, steps = Loop(), [], 0
+    children.Children(loop, None).watch(children.Process(pid, pidfd), lambda: ended.append(pid))
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        loop.step(until - time.monotonic())
+        steps += 1
+    assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z" and not ended and steps < 10
+    os.kill(tracer, signal.SIGKILL)
+    os.waitpid(tracer, 0)
+    os.close(tracer_pidfd)
+    loop.step(1)
+    assert ended == [pid] and not os.path.exists(f"/proc/{pid}")
+    loop.close()

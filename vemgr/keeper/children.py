@@ -16,6 +16,7 @@ from typing import Any
 from vemgr.keeper.loop import Loop
 from vemgr.kernel.process import start_time
 
+_TRACED = 0.25  # seconds between two looks at who has ended and is traced
 _MOST_STRAYS = 100
 
 
@@ -73,6 +74,7 @@ class Children:
         # By pid and start time: an ended child, whose pid may have another by now, stays until the daemon took note.
         self._children: dict[tuple[int, int], Child] = {}
         self._watched: dict[int, tuple[Process, Callable[[], None]]] = {}
+        self._traced: set[Process] = set()  # of these; they have ended, but belong to who traces them, until he waits
 
     def __iter__(self) -> Iterator[Child]:
         return iter(self._children.values())
@@ -83,17 +85,30 @@ class Children:
         self._watched[process.pid] = process, on_end
 
     def _reap(self, process: Process) -> None:
+        if process.pidfd < 0:
+            return
         try:
             info = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
             if info is None:
+                self._look_again(process)
                 return
             process.status = _wait_status(info.si_code, info.si_status)
         except ChildProcessError:
             process.status = 0  # not ours: nobody else reaps, so a message was wrong
-        self._loop.unwatch(process.pidfd)
+        if process not in self._traced:
+            self._loop.unwatch(process.pidfd)
+        self._traced.discard(process)
         os.close(process.pidfd)
         process.pidfd = -1
         self._watched.pop(process.pid)[1]()
+
+    def _look_again(self, process: Process) -> None:
+        """A VE's root may trace a command that has entered, and never wait for its end (ptrace(2)): the pidfd says for
+        good that there is one, and we would do nothing else but find that it is not ours yet."""
+        if process not in self._traced:
+            self._loop.unwatch(process.pidfd)
+            self._traced.add(process)
+        self._loop.later(_TRACED, lambda: self._reap(process))
 
     def reap_strays(self) -> bool:
         """Reap what belongs to nobody: a child of a set-up that died before it could name it, and what a command in a
