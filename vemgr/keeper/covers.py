@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from vemgr.core.plan import View
+from vemgr.core.plan import Mask, ReadOnly, View
 from vemgr.keeper import mounting
 from vemgr.keeper.program import ANY_ERROR, Program, Register, encoded
 from vemgr.keeper.tree import DIRECTORY, PATH_ONLY
@@ -30,8 +30,12 @@ def make_masks(program: Program) -> None:
         mounting.set_attributes(program, fd, MOUNT_ATTR["ro"] | MOUNT_ATTR["noexec"])
 
 
-def mask_all(program: Program, under: Register, names: tuple[str, ...]) -> None:
-    for name in names:
+def cover(program: Program, under: Register, operation: Mask | ReadOnly) -> None:
+    """`under`: descriptor of the mount that the operation is about."""
+    if isinstance(operation, ReadOnly):
+        _read_only(program, under, operation.names, operation.writable)
+        return
+    for name in operation.names:
         _mask(program, under, encoded(name))
 
 
@@ -54,7 +58,7 @@ def _mask(program: Program, under: Register, name: bytes) -> None:
     program.release(target, cover)
 
 
-def read_only(program: Program, under: Register, names: tuple[str, ...], writable: tuple[str, ...]) -> None:
+def _read_only(program: Program, under: Register, names: tuple[str, ...], writable: tuple[str, ...]) -> None:
     """Cover `names` with themselves, read-only, and `writable` inside them with what they were."""
     kept = [(name, program.register()) for name in writable]
     for name, fd in kept:

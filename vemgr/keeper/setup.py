@@ -204,11 +204,9 @@ class Setup:
         with program.descriptor() as settings:  # a walk that begins below a cover does not meet it
             program.call("openat", proc, b"sys", DIRECTORY, into=settings)
             for number, operation in enumerate(self.plan.operations):
-                program.step(number)
-                if isinstance(operation, operations.Mask) and operation.under == "proc":
-                    covers.mask_all(program, proc, operation.names)
-                elif isinstance(operation, operations.ReadOnly) and operation.under == "proc":
-                    covers.read_only(program, proc, operation.names, operation.writable)
+                if isinstance(operation, operations.Mask | operations.ReadOnly) and operation.under == "proc":
+                    program.step(number)
+                    covers.cover(program, proc, operation)
             program.step(self._number)
             self._bound_user_namespaces(settings)
 
@@ -272,13 +270,9 @@ class Setup:
     def symlink(self, operation: operations.Symlink) -> None:
         self.tree.symlink(operation.path, encoded(operation.points_to))
 
-    def mask(self, operation: operations.Mask) -> None:
+    def cover(self, operation: operations.Mask | operations.ReadOnly) -> None:
         if operation.under != "proc":  # which its child has covered
-            covers.mask_all(self.program, self.mounted[operation.under], operation.names)
-
-    def read_only(self, operation: operations.ReadOnly) -> None:
-        if operation.under != "proc":
-            covers.read_only(self.program, self.mounted[operation.under], operation.names, operation.writable)
+            covers.cover(self.program, self.mounted[operation.under], operation)
 
     def view(self, operation: operations.View) -> None:
         self._await_proc()
@@ -430,8 +424,8 @@ _EXECUTE: dict[type, Callable[[Setup, Any], None]] = {
     operations.Device: Setup.device,
     operations.HostDevice: Setup.host_device,
     operations.Symlink: Setup.symlink,
-    operations.Mask: Setup.mask,
-    operations.ReadOnly: Setup.read_only,
+    operations.Mask: Setup.cover,
+    operations.ReadOnly: Setup.cover,
     operations.View: Setup.view,
     operations.WriteFile: Setup.write_file,
     operations.Bind: Setup.bind,

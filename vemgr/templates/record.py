@@ -16,6 +16,7 @@ import tomlkit
 from vemgr.core.errors import SHORTAGES, SystemFailure, TemplateNotFound, TemplateUnusable
 from vemgr.core.layers import InitKind, Template, TemplateKind, Tree
 from vemgr.kernel.durable import replace_file
+from vemgr.kernel.small_files import content_of
 
 FILE = "template.toml"
 _SIZE_BOUND = 64 * 1024
@@ -66,12 +67,7 @@ def read_template(directory: Path, host_root: str) -> Template:
 def _read(top: str, host_root: str) -> Template:
     name, path = os.path.basename(top), f"{top}/{FILE}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            content = os.read(fd, _SIZE_BOUND)
-        finally:
-            os.close(fd)
-        return _parse(content, top, host_root)
+        return _parse(content_of(path, _SIZE_BOUND), top, host_root)
     except (FileNotFoundError, NotADirectoryError):
         raise TemplateNotFound(name, f"{path} is missing" if os.path.isdir(top) else "") from None
     except (OSError, ValueError, RecursionError, msgspec.ValidationError) as why:

@@ -126,13 +126,8 @@ def _write(path: str, text: str) -> None:
     """Replace a file in /run as a whole. Without fsync: it is of no use after a crash of the host."""
     new = f"{path}.new"
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            content = text.encode()
-            while content:
-                content = content[os.write(fd, content):]
-        finally:
-            os.close(fd)
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text)
         os.rename(new, path)
     except OSError:
         with contextlib.suppress(OSError):

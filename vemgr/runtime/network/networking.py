@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from vemgr.core.rates import Rate
 from vemgr.kernel.elements import Element, common_share_elements
 from vemgr.kernel.network import BridgeNetwork
 from vemgr.kernel.ruleset import Rules, Zone
+from vemgr.kernel.small_files import content_of
 from vemgr.kernel.sysctl import has_ipv6
 from vemgr.kernel.veth import End, host_ifname, inside_messages, loopback_messages, port_prefix
 from vemgr.runtime.network.attachments import Attachment, Attachments
@@ -433,11 +433,7 @@ def _shown(number: int, link: Link) -> dict[str, str]:
 
 def _read(path: str) -> str | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, 65536).decode(errors="replace")
-        finally:
-            os.close(fd)
+        return content_of(path, 65536).decode(errors="replace")
     except OSError as error:
         if error.errno in SHORTAGES:  # not as if there were none: a VE would get the wrong name servers
             raise SystemFailure(f"cannot read {path}: {error.strerror}", path=path, errno=error.errno) from error

@@ -7,11 +7,11 @@ A VE that has gone, or a host without the controller, gives None: never a guess.
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Mapping
 from mmap import PAGESIZE
 
 from vemgr.kernel.pressure import stalled
+from vemgr.kernel.small_files import content_of
 from vemgr.kernel.usage import memory_available
 from vemgr.scheduler.control import Cpu, Memory
 
@@ -20,17 +20,10 @@ _LARGEST = 64  # VEs
 
 
 def text_of(path: str) -> str | None:
-    """One read and no stat, which `open` would make."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return content_of(path, _ENOUGH).decode("ascii")
     except OSError:
         return None
-    try:
-        return os.read(fd, _ENOUGH).decode("ascii")
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
 
 
 def available() -> int | None:
