@@ -247,3 +247,27 @@ def test_a_tree_that_is_there_is_left_alone_and_one_that_is_not_right_is_put_rig
     chowned.clear()
     store.trees(dataclasses.replace(mine, id_base=mine.id_base + 65536), 1)
     assert len(chowned) == 1
+
+
+def test_trees_that_cannot_be_deleted_when_they_are_dropped_go_out_of_sight(store, monkeypatch):
+    """Then as what a destroyed VE leaves: with the next that is purged, or with the next daemon."""
+    mine = dataclasses.replace(WEB1, id_base=os.getuid())
+    store.create(mine)
+    store.trees(mine, 1)
+    data = f"{store.path('web1')}/data"
+    Path(f"{data}/0/upper/etc").mkdir()
+
+    def no_memory(path):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", no_memory)
+        gone = store.drop_trees("web1", 1)
+    assert not os.path.exists(data)
+    assert store.leftovers() == [gone]
+    assert store.names() == ["web1"]
+    assert store.purge(gone)
+    store.trees(mine, 1)
+    assert store.drop_trees("web1", 1) == ""
+    assert not os.path.exists(data)
+    assert not store.leftovers()

@@ -65,6 +65,7 @@ class Manager:
         self.copies = Copies(parts, self.instances, self._starter, self._addressing, launcher)
         self._ender = Ender(parts, launcher, self.instances, self._starter, self._addressing)
         self.views = ViewRefresh(parts, self.instances, self._ender.in_background)
+        self._starter.purge = self._ender.purge
         self._starter.on_started = self.views.started
         self._balancer = Balancer(parts, self._ender.in_background)
         self.loop = ControlLoop(parts, self.instances, self._balancer)

@@ -41,6 +41,7 @@ class Starter:
         self._launcher = launcher
         self._host_template = asyncio.Lock()
         self.prepare_group: Callable[[str, str], Awaitable[None]] = _no_group
+        self.purge: Callable[[str], Awaitable[None]] = _left
         self.on_started: Callable[[Instance, str], None] = lambda _instance, _view: None
 
     async def template(self, name: str) -> Template:
@@ -139,7 +140,12 @@ class Starter:
     def _trees(self, definition: Definition, count: int, project: int, undo: contextlib.AsyncExitStack) -> None:
         store = self._parts.store
         if store.trees(definition, count, project):  # a few calls: a thread's wake-up takes longer
-            undo.push_async_callback(asyncio.to_thread, store.drop_trees, definition.name, count)
+            undo.push_async_callback(self._drop_trees, definition.name, count)
+
+    async def _drop_trees(self, name: str, count: int) -> None:
+        gone = await asyncio.to_thread(self._parts.store.drop_trees, name, count)
+        if gone:
+            await self.purge(gone)
 
     async def _make_cgroup(self, definition: Definition, undo: contextlib.AsyncExitStack) -> int:
         """The VE's cgroup, as a descriptor to be born into."""
@@ -225,6 +231,10 @@ def _cgroup_failures(ve: str) -> Iterator[None]:
     except OSError as error:
         raise SystemFailure(f"VE {ve} cannot start: its cgroup cannot be made: {error.strerror}",
                             path=error.filename, errno=error.errno) from error
+
+
+async def _left(_gone: str) -> None:
+    """Until the daemon starts again."""
 
 
 async def _no_group(_ve: str, group: str) -> None:

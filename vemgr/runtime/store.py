@@ -232,10 +232,10 @@ class Store:
             os.chmod(upper, 0o755)
             os.chown(upper, id_base, id_base)
 
-    def drop_trees(self, name: str, count: int) -> None:
+    def drop_trees(self, name: str, count: int) -> str:
         """Undo `trees` where all of it was new: there are only files of ours in it, and most often none. So it goes
         without descriptors, and without the renames of `remove_tree`, which want space: it may be for want of them that
-        the VE did not start."""
+        the VE did not start. What cannot be deleted now is put out of sight; returns what is then to be purged."""
         data = f"{self.path(name)}/data"
         for path in (*(f"{data}/{number}{kind}" for number in range(count) for kind in ("/upper", "/work", "")), data):
             with suppress(OSError):
@@ -245,11 +245,24 @@ class Store:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.error("the data of VE %s, which has not started, could not be removed: %s", name, error)
+            return self._out_of_sight(data, name, error)
+        return ""
+
+    def _out_of_sight(self, data: str, name: str, why: OSError) -> str:
+        gone = self._gone(name)
+        try:
+            os.rename(data, gone)
+        except OSError:
+            log.error("the data of VE %s, which has not started, could not be removed: %s", name, why)
+            return ""
+        return gone
+
+    def _gone(self, name: str) -> str:
+        return f"{self.directory}/.{name}.{secrets.token_hex(4)}.removed"
 
     def remove(self, name: str) -> str:
         """Take a VE out of sight in one step, so that a crash leaves no half VE; returns what is then to be purged."""
-        gone = f"{self.directory}/.{name}.{secrets.token_hex(4)}.removed"
+        gone = self._gone(name)
         self._read.pop(name, None)
         with storage_errors(f"remove VE {name}"), suppress(FileNotFoundError):  # somebody has deleted it by hand
             rename_durably(self.path(name), gone)
@@ -270,7 +283,7 @@ class Store:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.error("%s could not be deleted: %s", gone, error)
+            log.error("%s could not be deleted, which is tried again later: %s", gone, error)
             return False
         return True
 
