@@ -16,6 +16,8 @@ from tests.faults.verbs import SCENARIOS
 
 POINTS = int(os.environ.get("VEMGR_FAULT_POINTS", "5"))  # of each role in each verb
 SEED = seed("fault")
+#: The verbs that are tried while something has run out.
+WITHOUT = ("create", "set, running", "start, the first", "start, a later", "stop --kill", "destroy", "exec")
 
 
 class Stages:
@@ -61,8 +63,7 @@ def test_a_call_of_a_feature_fails(stages, scenario):
 
 
 @pytest.mark.parametrize("shortage", [shortage for shortage in SHORTAGES if shortage])
-@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.name in (
-    "create", "set, running", "start, the first", "start, a later", "stop --kill", "destroy", "exec")], ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.name in WITHOUT], ids=lambda scenario: scenario.name)
 def test_a_shortage_until_the_verb_has_failed(stages, scenario, shortage):
     """Undoing has to do without as well; afterwards all is there again."""
     with stages.one() as stage:
