@@ -63,7 +63,7 @@ def test_a_call_of_a_feature_fails(stages, scenario):
 
 
 @pytest.mark.parametrize("shortage", [shortage for shortage in SHORTAGES if shortage])
-@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.name in WITHOUT], ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each.name in WITHOUT], ids=lambda each: each.name)
 def test_a_shortage_until_the_verb_has_failed(stages, scenario, shortage):
     """Undoing has to do without as well; afterwards all is there again."""
     with stages.one() as stage:
