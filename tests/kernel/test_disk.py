@@ -262,7 +262,9 @@ def test_the_daemon_is_killed(make_instance, moment):
                 eventually(lambda: "TracerPid:\t0" not in Path(f"/proc/{daemon}/status").read_text(), "no tracer")
                 assert vemgr("start", name, code=None).returncode
             finally:
-                tracer.terminate()  # or it would be found much later, in a test that has nothing to do with it
+                # Or it would be found much later, in a test that has nothing to do with it. Not SIGTERM: strace then
+                # waits for the daemon's first thread, which does not end before strace has taken the others.
+                tracer.kill()
                 tracer.wait(30)
         eventually(lambda: not is_alive(daemon), "the daemon stays")
         if moment == "running":
